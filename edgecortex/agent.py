@@ -1,0 +1,96 @@
+"""A named conversation on an engine."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgecortex.config import SamplingParams
+from edgecortex.conversation import Conversation, Message
+from edgecortex.errors import ClosedError, StateError
+from edgecortex.generation import Generation
+
+if TYPE_CHECKING:
+    from edgecortex.engine import Engine
+
+
+class Agent:
+    """Talks with the engine's model and remembers. Made by `Engine.agent()`.
+
+    One answer at a time: a second `chat` while one is being made raises `StateError`. When the
+    context reaches the model's limit the oldest turns are dropped, the system prompt is kept,
+    and `GenerationStats.num_dropped_messages` says so.
+    """
+
+    def __init__(
+        self, engine: "Engine", name: str, conversation: Conversation, sampling: SamplingParams
+    ) -> None:
+        self.engine = engine
+        self.name = name
+        self.conversation = conversation
+        self.sampling = sampling
+        self.closed = False
+        self._current: Generation | None = None
+
+    @property
+    def messages(self) -> list[Message]:
+        """The turns so far, oldest first, as `{"role": …, "content": …}`."""
+        return self.conversation.messages
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the context in tokens."""
+        return len(self.conversation.token_ids)
+
+    @property
+    def kv_nbytes(self) -> int:
+        """Bytes of KV that this agent holds now."""
+        return self.engine.kv_nbytes(self)
+
+    def chat(self, text: str, sampling: SamplingParams | None = None) -> Generation:
+        """Asks, and returns the answer as a stream of text.
+
+        Raises:
+            PromptError: `text` is empty or longer than the context.
+            StateError: an answer is still being made.
+            ClosedError: the agent or its engine is closed.
+        """
+        self._check_idle("chat")
+        sampling = sampling or self.sampling
+        max_context = self.engine.context_length
+        reserve = min(sampling.max_tokens, max_context // 4)
+        prompt_ids, num_dropped = self.conversation.ask(text, max_context, reserve)
+        generation = Generation()
+        generation.stats.num_dropped_messages = num_dropped
+        self._current = generation
+        self.engine.submit(self, prompt_ids, sampling, generation, self._answered)
+        return generation
+
+    def reset(self) -> None:
+        """Forgets all turns but the system prompt, and frees the KV."""
+        self._check_idle("reset")
+        self.conversation.reset()
+        self.engine.release(self)
+
+    def close(self) -> None:
+        """Frees the agent's KV. Closing twice is harmless; an answer in progress is cancelled."""
+        if self._current:
+            self._current.cancel()
+        if not self.closed:
+            self.closed = True
+            self.engine.release(self)
+
+    def _answered(self, generation: Generation, text: str) -> None:
+        """Called on the engine's thread when an answer is complete, before its consumer sees it."""
+        self.conversation.answered(text, generation.token_ids)
+        self._current = None
+
+    def _check_idle(self, action: str) -> None:
+        if self.closed:
+            raise ClosedError(f"cannot {action}: agent {self.name!r} is closed; make a new one")
+        if self._current is not None:
+            raise StateError(
+                f"cannot {action}: agent {self.name!r} is still answering; "
+                "read the answer to its end, or cancel it"
+            )
+
+
+AnswerHook = Callable[[Generation, str], None]

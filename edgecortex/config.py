@@ -1,0 +1,57 @@
+"""Settings of an engine and of one answer."""
+
+from dataclasses import dataclass
+
+from edgecortex.errors import ConfigError
+
+
+def _check(ok: bool, name: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(f"{name} must be {expected}, got {got!r}")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one answer is sampled.
+
+    `temperature` 0 is greedy. `top_p` keeps the smallest set of tokens with that probability.
+    `seed` makes a sampled answer repeatable, whoever else is in the batch; None draws one.
+    `stop` strings end the answer and are not part of it.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.temperature <= 100, "temperature", "between 0 and 100", self.temperature)
+        _check(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        _check(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
+        _check(self.seed is None or self.seed >= 0, "seed", "0 or more", self.seed)
+        _check(all(self.stop), "stop", "strings of at least one character", self.stop)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How an engine runs. `context_length` caps the model's own limit, in tokens.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    context_length: int | None = None
+    prefill_chunk: int = 512
+
+    def __post_init__(self) -> None:
+        _check(
+            self.context_length is None or self.context_length >= 16,
+            "context_length",
+            "at least 16",
+            self.context_length,
+        )
+        _check(self.prefill_chunk >= 1, "prefill_chunk", "at least 1", self.prefill_chunk)

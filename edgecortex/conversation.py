@@ -1,0 +1,94 @@
+"""The text side of an agent: messages, and the token ids that stand for them."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from edgecortex.errors import PromptError
+
+Message = dict[str, str]
+
+
+class ChatTokenizer(Protocol):
+    """What a conversation needs of a tokenizer."""
+
+    def encode(self, text: str, *, first: bool) -> list[int]:
+        """Token ids of `text`; `first` puts the model's own start token before it."""
+
+    def render(self, messages: list[Message]) -> str:
+        """The prompt text up to where the assistant's answer begins."""
+
+
+@dataclass
+class Conversation:
+    """Messages and the ids fed for them. Old text is never tokenized again.
+
+    A turn's ids are the ids so far (prompts and generated tokens alike) plus the ids of the
+    text that the template adds. Only where a template rewrites earlier turns, or a stop string
+    cut an answer, is the whole text tokenized anew.
+    """
+
+    tokenizer: ChatTokenizer
+    system: str | None = None
+    messages: list[Message] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    _rendered: str = ""
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything but the system prompt."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        self.token_ids, self._rendered = [], ""
+
+    def ask(self, text: str, max_context: int, reserve: int) -> tuple[list[int], int]:
+        """Adds a user's turn: the ids of the whole prompt, and how many messages were dropped.
+
+        When the prompt and `reserve` tokens for the answer pass `max_context`, the oldest turns
+        are dropped, never the system prompt nor the new turn, until half the room is free.
+
+        Raises:
+            PromptError: the turn is empty, or too long by itself; nothing is changed then.
+        """
+        if not text.strip():
+            raise PromptError("the prompt is empty: expected some text, got none")
+        messages = [*self.messages, {"role": "user", "content": text}]
+        rendered = self.tokenizer.render(messages)
+        ids, num_dropped = self._encode(rendered), 0
+        if len(ids) + reserve > max_context:
+            messages, rendered, ids = self._shorten(messages, max_context, reserve)
+            num_dropped = len(self.messages) + 1 - len(messages)
+        self.messages, self._rendered, self.token_ids = messages, rendered, ids
+        return ids, num_dropped
+
+    def answered(self, text: str, token_ids: list[int]) -> None:
+        """Adds the assistant's turn, made of `token_ids`."""
+        self.messages.append({"role": "assistant", "content": text})
+        self.token_ids = self.token_ids + token_ids
+        self._rendered += text
+
+    def _encode(self, rendered: str) -> list[int]:
+        if self._rendered and rendered.startswith(self._rendered):
+            new = rendered[len(self._rendered) :]
+            return self.token_ids + self.tokenizer.encode(new, first=False)
+        return self.tokenizer.encode(rendered, first=True)
+
+    def _shorten(
+        self, messages: list[Message], max_context: int, reserve: int
+    ) -> tuple[list[Message], str, list[int]]:
+        kept = len(self.messages) and self.messages[0]["role"] == "system"
+        head, turns = messages[:kept], messages[kept:]
+        room = max_context - reserve
+        while True:
+            rendered = self.tokenizer.render(head + turns)
+            ids = self.tokenizer.encode(rendered, first=True)
+            target = room // 2 if len(turns) > 1 else room
+            if len(ids) <= target:
+                return head + turns, rendered, ids
+            if len(turns) == 1:
+                raise PromptError(
+                    f"the prompt is too long: expected at most {room} tokens "
+                    f"({max_context} of context less {reserve} for the answer), got {len(ids)}; "
+                    "shorten it, or lower --max-tokens"
+                )
+            turns = turns[2:] if len(turns) > 2 else turns[-1:]

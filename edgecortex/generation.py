@@ -1,0 +1,88 @@
+"""One answer as it is made: an iterator of text that can be stopped and measured."""
+
+import queue
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass
+class GenerationStats:
+    """Counts in tokens, times in seconds. `finish_reason` is `stop`, `length`, `context`,
+    `cancelled`, or None while the answer is being made."""
+
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_dropped_messages: int = 0
+    ttft_s: float = 0.0
+    decode_s: float = 0.0
+    finish_reason: str | None = None
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Tokens read anew over the time to the first token."""
+        fresh = self.num_prompt_tokens - self.num_cached_tokens
+        return fresh / self.ttft_s if self.ttft_s else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens after the first over the time since the first."""
+        return (self.num_generated_tokens - 1) / self.decode_s if self.decode_s else 0.0
+
+
+@dataclass
+class Generation:
+    """Iterates over an answer's text as it comes. One consumer; `text()` waits for all of it.
+
+    Iterating raises what stopped the answer, if an error did.
+    """
+
+    stats: GenerationStats = field(default_factory=GenerationStats)
+    token_ids: list[int] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    cancelled: bool = False
+    _pieces: "queue.SimpleQueue[str | None]" = field(default_factory=queue.SimpleQueue)
+    _text: list[str] = field(default_factory=list)
+    _error: Exception | None = None
+    _done: bool = False
+
+    def __iter__(self) -> Iterator[str]:
+        while not self._done:
+            piece = self._pieces.get()
+            if piece is None:
+                self._done = True
+            elif piece:
+                self._text.append(piece)
+                yield piece
+        if self._error:
+            raise self._error
+
+    def text(self) -> str:
+        """The whole answer, once it is complete."""
+        for _ in self:
+            pass
+        return "".join(self._text)
+
+    def cancel(self) -> None:
+        """Asks the engine to stop; what was made so far stays. Harmless once it is complete."""
+        self.cancelled = True
+
+    # The engine's side.
+
+    def add_token(self, token_id: int, text: str) -> None:
+        """Notes one token and hands out the text that it completes, which may be empty."""
+        now = time.perf_counter() - self.started
+        self.token_ids.append(token_id)
+        self.stats.num_generated_tokens += 1
+        if self.stats.num_generated_tokens == 1:
+            self.stats.ttft_s = now
+        self.stats.decode_s = now - self.stats.ttft_s
+        self._pieces.put(text)
+
+    def finish(self, reason: str, text: str = "", error: Exception | None = None) -> None:
+        """Ends the stream with the last of the text, or with an error to raise."""
+        self.stats.finish_reason = reason
+        self._error = error
+        self._pieces.put(text)
+        self._pieces.put(None)
