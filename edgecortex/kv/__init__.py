@@ -1,0 +1,1 @@
+"""KV memory: formats, segments, the batched cache and the pool."""
