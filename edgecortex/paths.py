@@ -1,0 +1,29 @@
+"""Where EdgeCortex keeps its files. Nothing here creates a folder."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def home() -> Path:
+    """The root: `EDGECORTEX_HOME`, or the platform's cache folder."""
+    if chosen := os.environ.get("EDGECORTEX_HOME"):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "edgecortex"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecortex"
+
+
+def models_dir() -> Path:
+    """One folder per model."""
+    return home() / "models"
+
+
+def store_dir() -> Path:
+    """KV blocks and saved sessions."""
+    return home() / "store"
+
+
+def state_dir() -> Path:
+    """Small things that outlive a run, such as the chat's line history."""
+    return home() / "state"

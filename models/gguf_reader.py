@@ -1,0 +1,74 @@
+"""Opens a GGUF file and gives its metadata by name, with errors that a user can act on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader, ReaderTensor
+
+from edgecortex.errors import ModelError
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A GGUF file in memory map: `architecture`, metadata through `get`, and its tensors."""
+
+    path: Path
+    reader: GGUFReader
+
+    @property
+    def architecture(self) -> str:
+        return str(self.get("general.architecture"))
+
+    @property
+    def tensors(self) -> list[ReaderTensor]:
+        return self.reader.tensors
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a metadata field, as plain Python."""
+        field = self.reader.fields.get(key)
+        return default if field is None else field.contents()
+
+    def require(self, key: str) -> Any:
+        """As `get`.
+
+        Raises:
+            ModelError: the file has no such field.
+        """
+        value = self.get(key)
+        if value is None:
+            raise ModelError(
+                f"{self.path}: expected the metadata field {key!r}, got none; "
+                "convert the model again with a current converter"
+            )
+        return value
+
+
+def check_magic(path: Path) -> None:
+    """
+    Raises:
+        ModelError: there is no such file, or it is not GGUF.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    if magic != b"GGUF":
+        raise ModelError(f"{path} is not a GGUF file: expected b'GGUF' first, got {magic!r}")
+
+
+def open_gguf(path: Path) -> GGUFFile:
+    """Opens the file and checks its structure.
+
+    Raises:
+        ModelError: as `check_magic`, or the file is cut short or damaged.
+    """
+    check_magic(path)
+    try:
+        return GGUFFile(path, GGUFReader(path))
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise ModelError(
+            f"{path} is cut short or damaged ({error}): got {path.stat().st_size:,} bytes; "
+            "fetch the file again"
+        ) from error
