@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from edgecortex.errors import ConfigError
+from edgecortex.kv.format import FORMATS
 
 
 def _check(ok: bool, name: str, expected: str, got: object) -> None:
@@ -38,20 +39,32 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How an engine runs. `context_length` caps the model's own limit, in tokens.
+    """How an engine runs.
+
+    `kv_format` names how KV is stored, `kv_budget_bytes` bounds it (None: half of the device's
+    memory), `context_length` caps the model's own limit. While others decode, the share of a
+    prefill in a step is kept so small that a step takes at most `max_gap` times as long as
+    without; alone it takes `prefill_chunk` tokens a step.
 
     Raises:
         ConfigError: a value out of its range.
     """
 
+    kv_format: str = "kv4"
+    kv_budget_bytes: int | None = None
     context_length: int | None = None
     prefill_chunk: int = 512
+    max_gap: float = 2.5
+    max_batch: int = 256
 
     def __post_init__(self) -> None:
-        _check(
-            self.context_length is None or self.context_length >= 16,
-            "context_length",
-            "at least 16",
-            self.context_length,
-        )
-        _check(self.prefill_chunk >= 1, "prefill_chunk", "at least 1", self.prefill_chunk)
+        _check(self.kv_format in FORMATS, "kv_format", f"one of {list(FORMATS)}", self.kv_format)
+        for name, least in (
+            ("kv_budget_bytes", 1),
+            ("context_length", 16),
+            ("prefill_chunk", 1),
+            ("max_batch", 1),
+        ):
+            value = getattr(self, name)
+            _check(value is None or value >= least, name, f"at least {least}", value)
+        _check(self.max_gap > 1, "max_gap", "above 1", self.max_gap)

@@ -11,11 +11,12 @@ from typing import Any
 from edgecortex.agent import Agent, AnswerHook
 from edgecortex.config import EngineConfig, SamplingParams
 from edgecortex.conversation import Conversation
+from edgecortex.core import EngineCore
 from edgecortex.errors import ClosedError
 from edgecortex.generation import Generation
 from edgecortex.models import resolve
 from edgecortex.models.adapter import LoadedModel, load_model
-from edgecortex.runner import Request, Runner
+from edgecortex.scheduler import Request
 
 Progress = Callable[[str, int, int], None]
 
@@ -30,7 +31,7 @@ class Engine:
     model: LoadedModel
     config: EngineConfig
     _inbox: "queue.SimpleQueue[Callable[[], None] | None]"
-    _runner: Runner
+    core: EngineCore
     _thread: threading.Thread | None = None
     _closed: bool = False
 
@@ -67,7 +68,7 @@ class Engine:
     def _main(cls, path: Path, config: EngineConfig, inbox: Any, ready: Any) -> None:
         try:
             model = load_model(path)
-            engine = cls(model, config, inbox, Runner(model, config))
+            engine = cls(model, config, inbox, EngineCore(model, config))
         except Exception as error:
             ready.put(error)
             return
@@ -77,19 +78,18 @@ class Engine:
     def _loop(self) -> None:
         """Serves calls as they come and steps while anyone has an answer to make."""
         while True:
-            while not (self._runner.has_work and self._inbox.empty()):
+            while not (self.core.has_work and self._inbox.empty()):
                 call = self._inbox.get()
                 if call is None:
-                    self._runner.cancel_all()
+                    self.core.cancel_all()
                     return
                 call()
-            self._runner.step()
+            self.core.step()
 
     @property
     def context_length(self) -> int:
         """The longest context, in tokens."""
-        limit = self.model.context_length
-        return min(limit, self.config.context_length or limit)
+        return self.core.context_length
 
     def agent(
         self,
@@ -130,17 +130,18 @@ class Engine:
     ) -> None:
         """Queues an answer to be made."""
         self._check_open()
-        request = Request(agent, prompt_ids, sampling, generation, answered)
-        self._inbox.put(lambda: self._runner.add(request))
+        detokenizer = self.model.tokenizer.detokenizer()
+        request = Request(agent, prompt_ids, sampling, generation, answered, detokenizer)
+        self._inbox.put(lambda: self.core.add(request))
 
     def release(self, agent: Agent) -> None:
         """Frees an agent's KV."""
         if not self._closed:
-            self._inbox.put(lambda: self._runner.release(agent))
+            self._inbox.put(lambda: self.core.release(agent))
 
     def kv_nbytes(self, agent: Agent) -> int:
         """Bytes of KV that an agent holds."""
-        return self.call(lambda: self._runner.kv_nbytes(agent))
+        return self.call(lambda: self.core.kv_nbytes(agent))
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Runs `function` on the engine's thread, between two steps, and returns its result."""

@@ -1,6 +1,7 @@
 """The one place that imports mlx-lm."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,32 +56,103 @@ class LoadedModel:
     model: Any
     tokenizer: Tokenizer
     config: dict[str, Any]
+    selection: "Selection"
 
     @property
     def context_length(self) -> int:
         """The longest context the model was made for, in tokens."""
         return int(self.config.get("max_position_embeddings") or 4096)
 
-    def make_cache(self) -> list[Any]:
-        from mlx_lm.models.cache import make_prompt_cache
+    def windows(self) -> list[int | None]:
+        """Per layer the sliding window in tokens, or None for full attention.
 
-        return list(make_prompt_cache(self.model))
+        Raises:
+            ModelError: a layer keeps something else than keys and values.
+        """
+        from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
-    def trim(self, cache: list[Any], num_tokens: int) -> bool:
-        """Drops the newest tokens of a cache; False if this kind cannot."""
-        from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+        kinds = make_prompt_cache(self.model)
+        for cache in kinds:
+            if type(cache) not in (KVCache, RotatingKVCache):
+                raise ModelError(
+                    f"{self.path.name} cannot run here: expected attention layers only, got a "
+                    f"layer with {type(cache).__name__} (recurrent and chunked layers are not "
+                    "supported); choose another model"
+                )
+        return [cache.max_size if isinstance(cache, RotatingKVCache) else None for cache in kinds]
 
-        if num_tokens and not can_trim_prompt_cache(cache):
-            return False
-        trim_prompt_cache(cache, num_tokens)
-        return True
+    def forward(self, rows: mx.array, caches: Sequence[Any], wanted: mx.array | None) -> mx.array:
+        """Logits of the `wanted` rows (all if None): (T, 1) token ids to (wanted, vocab)."""
+        self.selection.rows = wanted
+        return self.model(rows, cache=list(caches))[:, -1]
 
-    def make_sampler(self, sampling: Any) -> Any:
-        from mlx_lm.sample_utils import make_sampler
+    def reference(self, token_ids: Sequence[int]) -> mx.array:
+        """Logits of mlx-lm's own attention without any cache, (L, vocab)."""
+        self.selection.rows = None
+        return self.model(mx.array([list(token_ids)]))[0]
 
-        if sampling.seed is not None:
-            mx.random.seed(sampling.seed)
-        return make_sampler(sampling.temperature, sampling.top_p)
+
+class Selection:
+    """Which rows of a step go on to the output head, and their last hidden states."""
+
+    rows: mx.array | None = None
+    hidden: mx.array | None = None
+
+
+def _route_attention(model: Any, path: Path) -> None:
+    """Sends attention of our caches to the cache itself, wherever a layer's module asks for it.
+
+    Raises:
+        ModelError: a layer's module does not call `scaled_dot_product_attention` by name.
+    """
+    for layer in model.layers:
+        module = sys.modules[type(layer.self_attn).__module__]
+        own = getattr(module, "scaled_dot_product_attention", None)
+        if own is None:
+            raise ModelError(
+                f"{path.name} cannot run here: expected {module.__name__} to attend through "
+                "scaled_dot_product_attention, got another way; choose another model"
+            )
+        if not getattr(own, "routes_to_cache", False):
+            module.scaled_dot_product_attention = _dispatcher(own)  # type: ignore[attr-defined]
+
+
+def _dispatcher(own: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    def attend(
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        cache: Any = None,
+        scale: float = 1.0,
+        mask: Any = None,
+        sinks: Any = None,
+    ) -> mx.array:
+        if not hasattr(cache, "attend"):
+            extra = {} if sinks is None else {"sinks": sinks}
+            return own(q, k, v, cache=cache, scale=scale, mask=mask, **extra)
+        if sinks is not None:
+            raise ModelError("attention with learned sinks is not supported; choose another model")
+        return cache.attend(q, scale)
+
+    attend.routes_to_cache = True  # type: ignore[attr-defined]
+    return attend
+
+
+def _select_rows(model: Any) -> Selection:
+    """Makes the backbone hand only the selected rows to the output head."""
+    selection = Selection()
+    backbone = getattr(model, "language_model", model).model
+    kind = type(backbone)
+
+    class Selecting(kind):  # type: ignore[misc, valid-type]
+        def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
+            hidden = super().__call__(*args, **kwargs)
+            rows = selection.rows
+            selection.hidden = hidden if rows is None else hidden[rows]
+            return selection.hidden
+
+    backbone.__class__ = Selecting
+    return selection
 
 
 def load_model(path: Path) -> LoadedModel:
@@ -95,12 +167,14 @@ def load_model(path: Path) -> LoadedModel:
         model, wrapper, config = load(str(path), lazy=True, return_config=True)
         dtype = compute_dtype()
         if dtype is not None:
-            model = dequantize_model(model)
+            # Scales first: dequantized in fp16 the weights would be rounded to it.
             model.set_dtype(dtype)
+            model = dequantize_model(model)
         mx.eval(model.parameters())
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(f"cannot load the model in {path}: {error}") from error
-    return LoadedModel(path, model, Tokenizer(wrapper), config)
+    _route_attention(model, path)
+    return LoadedModel(path, model, Tokenizer(wrapper), config, _select_rows(model))
 
 
 def common_prefix_len(a: Sequence[int], b: Sequence[int]) -> int:

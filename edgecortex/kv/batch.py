@@ -1,0 +1,205 @@
+"""`BatchQuantizedKVCache`: one layer's KV for all agents of a step."""
+
+import math
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from edgecortex.kv import attention
+from edgecortex.kv.attention import Run
+from edgecortex.kv.context import Context
+from edgecortex.kv.format import KVFormat
+from edgecortex.kv.plan import DecodeView, SpanView, StepPlan
+from edgecortex.kv.segment import LayerKV, rotate
+
+
+class BatchQuantizedKVCache:
+    """One layer of the KV of many agents: a slab of full-precision rows, and sealed segments.
+
+    Stands where mlx-lm expects a cache: `offset`, `make_mask`, `update_and_fetch`, `nbytes`.
+    Attention goes through `attend`, which the model adapter calls in place of mlx-lm's own.
+    Every token of a step is a batch row: keys arrive as (T, n_kv_heads, 1, head_dim).
+
+    A slab is (slots, n_kv_heads, row, head_dim), a row being an agent's sinks and its unsealed
+    tokens. Runs with at least `dense_from` query rows are read back and multiplied densely.
+    """
+
+    def __init__(self, format: KVFormat, layer: int, window: int | None, dense_from: int) -> None:
+        self.format, self.layer, self.window = format, layer, window
+        self.dense_from = dense_from
+        self.num_slots = 0
+        self.num_attended = 0
+        self.sealed: dict[Context, LayerKV] = {}
+        self._k: mx.array | None = None
+        self._v: mx.array | None = None
+        self._new: tuple[mx.array, mx.array] | None = None
+
+    # The slab.
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the slab; segments count their own."""
+        return sum(x.nbytes for x in self.arrays())
+
+    def arrays(self) -> list[mx.array]:
+        """The slab's arrays, for evaluation."""
+        return [x for x in (self._k, self._v) if x is not None]
+
+    def resize(self, num_slots: int) -> None:
+        """Grows the slab to `num_slots` rows."""
+        grown, self.num_slots = num_slots - self.num_slots, num_slots
+        self._k, self._v = (
+            None if x is None else mx.concatenate([x, mx.zeros((grown, *x.shape[1:]), x.dtype)])
+            for x in (self._k, self._v)
+        )
+
+    def reorder(self, slots: mx.array) -> None:
+        """Keeps these slots' rows, in this order; the slab is let go when none is left."""
+        self.num_slots = slots.size
+        self._k, self._v = (
+            x[slots] if x is not None and slots.size else None for x in (self._k, self._v)
+        )
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Copies one slot's row onto another's."""
+        for slab in self.arrays():
+            slab[target] = slab[source]
+
+    def shape(self) -> tuple[int, int, int, mx.Dtype]:
+        """n_kv_heads, head_dim, v_head_dim and dtype of the rows, once something was fed."""
+        k, v = self.arrays()
+        return k.shape[1], k.shape[3], v.shape[3], k.dtype
+
+    # mlx-lm's side.
+
+    @property
+    def offset(self) -> mx.array:
+        """The position of each row, (T,)."""
+        return self._plan.positions
+
+    def make_mask(self, *_: object, **__: object) -> None:
+        """Every row attends for itself: the model needs no mask."""
+
+    def update_and_fetch(self, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+        """Takes the step's keys and values and writes those of the single rows.
+
+        They are returned as they came: `attend` reads the cache itself.
+        """
+        if self.format.rotate:
+            v = rotate(v)
+        if self._k is None:
+            shape = (self.num_slots, k.shape[1], self.format.row)
+            self._k = mx.zeros((*shape, k.shape[-1]), k.dtype)
+            self._v = mx.zeros((*shape, v.shape[-1]), v.dtype)
+        if (view := self._decode_view) is not None:
+            n = view.slots.shape[0]
+            for slab, new in zip(self.arrays(), (k, v), strict=True):
+                slab[view.slots, :, view.columns] = new[:n, :, 0]
+        self._new = (k, v)
+        return k, v
+
+    # One step.
+
+    def begin(
+        self, plan: StepPlan, decode_view: DecodeView | None, span_views: Sequence[SpanView]
+    ) -> None:
+        """Sets what the coming forward pass feeds and what it sees."""
+        self._plan, self._decode_view, self._span_views = plan, decode_view, span_views
+        self.sealed = {}
+
+    def attend(self, q: mx.array, scale: float) -> mx.array:
+        """q (T, n_heads, 1, head_dim) over all that each row sees: (T, n_heads, 1, v_head_dim).
+
+        Spans are written to the slab here, and their complete blocks put into `sealed`.
+        """
+        self.num_attended += 1
+        num_heads = self.arrays()[0].shape[1]
+        rows = q.reshape(q.shape[0], num_heads, -1, q.shape[-1])
+        out = []
+        if self._decode_view is not None:
+            n = self._decode_view.slots.shape[0]
+            out.append(self._decode(rows[:n] * scale, self._decode_view))
+        for view in self._span_views:
+            start = view.span.start
+            span_q = rows[start : start + view.span.num_tokens].transpose(1, 2, 0, 3)
+            attended = self._prefill(span_q * (scale * math.log2(math.e)), view)
+            out.append(attended.transpose(2, 0, 1, 3))
+        self._new = None
+        joined = out[0] if len(out) == 1 else mx.concatenate(out)
+        joined = rotate(joined) if self.format.rotate else joined
+        return joined.reshape(*q.shape[:3], -1)
+
+    def seal_rows(self, slots: mx.array) -> list[LayerKV]:
+        """Seals the full blocks in these slots' rows, a run for each."""
+        sinks = self.format.num_sinks
+        k, v = (slab[slots, :, sinks:].swapaxes(0, 1) for slab in self.arrays())
+        k, v = (x.reshape(x.shape[0], -1, x.shape[-1]) for x in (k, v))
+        run, block = LayerKV.seal(k, v, self.format), self.format.block
+        return [run.cut(i, i + block) for i in range(0, run.num_tokens, block)]
+
+    def _decode(self, q: mx.array, view: DecodeView) -> mx.array:
+        row_k, row_v = self.arrays()
+        chosen = slice(view.slots.shape[0]) if view.in_order else view.slots
+        row_k, row_v = row_k[chosen], row_v[chosen]
+        runs = [
+            Run(
+                run.segment.layers[self.layer],
+                run.rows,
+                run.mask,
+                run.num_rows * q.shape[2] >= self.dense_from,
+            )
+            for run in view.runs
+        ]
+        return attention.decode(q, row_k, row_v, view.row_mask, runs, view.merge_index)
+
+    def _prefill(self, q: mx.array, view: SpanView) -> mx.array:
+        """q (n_kv_heads, G, n, head_dim) of one span."""
+        k, v = self._extend_row(view)
+        past = self._past(view.span.context, q.dtype, q.shape[-1])
+        out = []
+        for block in view.blocks:
+            sinks = min(self.format.num_sinks, block.own_start)
+            own = tuple(
+                mx.concatenate([x[:, :sinks], x[:, block.own_start : block.own_stop]], axis=1)
+                for x in (k, v)
+            )
+            seen = tuple(x[:, block.past_start : block.past_stop] for x in past)
+            out.append(
+                attention.prefill(
+                    q[:, :, block.start : block.stop],
+                    (seen[0], seen[1]) if block.past_stop > block.past_start else None,
+                    (own[0], own[1]),
+                    block.past_mask,
+                    block.own_mask,
+                )
+            )
+        return out[0] if len(out) == 1 else mx.concatenate(out, axis=2)
+
+    def _extend_row(self, view: SpanView) -> tuple[mx.array, mx.array]:
+        """The row's tokens followed by the span's; seals the complete blocks, keeps the rest."""
+        span, sinks = view.span, self.format.num_sinks
+        slot = span.context.slot
+        fresh = []
+        assert self._new is not None
+        for slab, new in zip(self.arrays(), self._new, strict=True):
+            own = new[span.start : span.start + span.num_tokens, :, 0].swapaxes(0, 1)
+            fresh.append(mx.concatenate([slab[slot, :, : view.filled], own], axis=1))
+        stop = sinks + view.num_sealed
+        if view.num_sealed:
+            k, v = (x[:, sinks:stop] for x in fresh)
+            self.sealed[span.context] = LayerKV.seal(k, v, self.format)
+        for slab, x in zip(self.arrays(), fresh, strict=True):
+            row = mx.concatenate([x[:, :sinks], x[:, stop:]], axis=1) if view.num_sealed else x
+            slab[slot, :, : row.shape[1]] = row
+        return fresh[0], fresh[1]
+
+    def _past(self, context: Context, dtype: mx.Dtype, head_dim: int) -> tuple[mx.array, ...]:
+        """Everything sealed that the context holds, read back, the span's own blocks last."""
+        layers = [segment.layers[self.layer] for segment in context.segments]
+        if context in self.sealed:
+            layers.append(self.sealed[context])
+        if not layers:
+            return ()
+        keys = [layer.keys(dtype, head_dim) for layer in layers]
+        values = [layer.values(dtype) for layer in layers]
+        return mx.contiguous(mx.concatenate(keys, axis=1)), mx.concatenate(values, axis=1)

@@ -1,0 +1,79 @@
+"""How sealed KV is stored."""
+
+from dataclasses import dataclass, replace
+
+from edgecortex.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class KVFormat:
+    """The storage of a context's keys and values.
+
+    The first `num_sinks` tokens and the newest 0 to `block - 1` stay in full precision. Every
+    `block` tokens in between are sealed together: quantized once, never touched again. Which
+    keys a token sees quantized depends on its position alone, so results do not depend on how
+    a prompt was cut into chunks, nor on whether KV was computed or loaded.
+
+    `key_axis` is `channel` (groups of tokens per channel: KIVI, arXiv 2402.02750) or `token`
+    (groups of channels per token: stock MLX). `rotate` stores values after a Hadamard
+    transform (QuaRot, arXiv 2404.00456). `bits` None keeps full precision.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    name: str
+    bits: int | None = 4
+    group_size: int = 64
+    key_axis: str = "channel"
+    rotate: bool = True
+    num_sinks: int = 4
+    block: int = 64
+
+    def __post_init__(self) -> None:
+        if self.bits not in (None, 2, 3, 4, 6, 8):
+            raise ConfigError(f"bits must be one of 2, 3, 4, 6, 8 or None, got {self.bits!r}")
+        if self.group_size not in (32, 64, 128):
+            raise ConfigError(f"group_size must be 32, 64 or 128, got {self.group_size!r}")
+        if self.key_axis not in ("channel", "token"):
+            raise ConfigError(f"key_axis must be 'channel' or 'token', got {self.key_axis!r}")
+        if self.block < 32 or self.block % self.group_size:
+            raise ConfigError(
+                f"block must be a multiple of group_size {self.group_size}, got {self.block!r}"
+            )
+        if not 0 <= self.num_sinks <= 64:
+            raise ConfigError(f"num_sinks must be between 0 and 64, got {self.num_sinks!r}")
+
+    @property
+    def row(self) -> int:
+        """Columns of a full-precision row: the sinks and one block."""
+        return self.num_sinks + self.block
+
+    def row_length(self, num_tokens: int) -> int:
+        """Columns in use after `num_tokens` tokens: the sinks, then the unsealed rest."""
+        past_sinks = num_tokens - self.num_sinks
+        return num_tokens if past_sinks <= 0 else self.num_sinks + past_sinks % self.block
+
+    def num_sealed(self, num_tokens: int) -> int:
+        """Tokens that are sealed once `num_tokens` have been fed."""
+        return max(0, num_tokens - self.num_sinks) // self.block * self.block
+
+
+KV4 = KVFormat("kv4")
+FORMATS = {
+    "kv4": KV4,
+    "kv8": replace(KV4, name="kv8", bits=8),
+    "plain4": replace(KV4, name="plain4", key_axis="token", rotate=False),
+    "fp": replace(KV4, name="fp", bits=None, rotate=False),
+}
+
+
+def kv_format(name: str) -> KVFormat:
+    """The format of that name.
+
+    Raises:
+        ConfigError: no such format; the message lists them.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"unknown KV format {name!r}: expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]

@@ -1,0 +1,279 @@
+"""What one step feeds and what each of its tokens may see, worked out once for all layers."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from edgecortex.kv.context import Context
+from edgecortex.kv.format import KVFormat
+from edgecortex.kv.segment import KVSegment
+
+HIDDEN = -1e30  # finite: a row that sees nothing of a part must not become NaN
+
+
+@dataclass(frozen=True)
+class Span:
+    """A context's share of one step: its next tokens, from row `start` on."""
+
+    context: Context
+    token_ids: Sequence[int]
+    start: int
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Who feeds what in one step. Every token is a row: single ones first, then the spans.
+
+    `tokens` (T, 1) are their ids and `positions` (T,) their positions.
+    """
+
+    singles: Sequence[Span]
+    spans: Sequence[Span]
+    tokens: mx.array
+    positions: mx.array
+
+    @classmethod
+    def build(cls, feed: Iterable[tuple[Context, Sequence[int]]]) -> "StepPlan":
+        """Plans for (context, token ids) pairs; single tokens go first, in slot order."""
+        feed = sorted(feed, key=lambda pair: (len(pair[1]) > 1, pair[0].slot))
+        shares, tokens, positions = [], [], []
+        for context, ids in feed:
+            shares.append(Span(context, ids, len(tokens)))
+            tokens.extend(ids)
+            positions.extend(range(context.position, context.position + len(ids)))
+        singles = [share for share in shares if share.num_tokens == 1]
+        return cls(
+            singles,
+            shares[len(singles) :],
+            mx.array(tokens)[:, None],
+            mx.array(positions, dtype=mx.int32),
+        )
+
+    @property
+    def shares(self) -> list[Span]:
+        """Everyone's share, in row order."""
+        return [*self.singles, *self.spans]
+
+    def last_rows(self) -> mx.array:
+        """The row of each share's last token."""
+        return mx.array([share.start + share.num_tokens - 1 for share in self.shares])
+
+
+@dataclass(frozen=True)
+class SharedRun:
+    """A segment that single rows see: `rows` None means all n in order; `mask` (rows, L)."""
+
+    segment: KVSegment
+    rows: mx.array | None
+    mask: mx.array | None
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class DecodeView:
+    """What n single rows see in the layers of one window.
+
+    `slots` and `columns` (n,) say where their own keys go, `in_order` that the slots are the
+    first n; `row_mask` is (n, 1, 1, row).
+    `merge_index` (n, P) names each row's partial results in the stack of all, or is None where
+    every run is seen by every row.
+    """
+
+    slots: mx.array
+    in_order: bool
+    columns: mx.array
+    row_mask: mx.array
+    runs: Sequence[SharedRun]
+    merge_index: mx.array | None
+
+    @classmethod
+    def build(
+        cls, contexts: Sequence[Context], format: KVFormat, layer: int, window: int | None
+    ) -> "DecodeView":
+        """For the layers that slide `window`, of which `layer` is one."""
+        slots = [context.slot for context in contexts]
+        columns = [format.row_length(context.num_own) for context in contexts]
+        row_mask = np.stack([_row_mask(c, format, window) for c in contexts])
+        runs = _shared_runs(contexts, layer, window)
+        together = all(run.rows is None for run in runs)
+        return cls(
+            mx.array(slots),
+            slots == list(range(len(slots))),
+            mx.array(columns),
+            mx.array(row_mask[:, None, None]),
+            runs,
+            None if together else _merge_index(len(contexts), runs),
+        )
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """The rows `start` to `stop` of a span that lie in one block, and what they see.
+
+    Of the fresh tokens (sinks and row before the span, then the span) they see the sinks and
+    `own_start` to `own_stop`; of the sealed ones `past_start` to `past_stop`.
+    """
+
+    start: int
+    stop: int
+    own_start: int
+    own_stop: int
+    own_mask: mx.array
+    past_start: int
+    past_stop: int
+    past_mask: mx.array | None
+
+
+@dataclass(frozen=True)
+class SpanView:
+    """A span cut into blocks. `filled` tokens stand in the row before it; of the fresh ones
+    `num_sealed` past the sinks become sealed."""
+
+    span: Span
+    filled: int
+    num_sealed: int
+    blocks: Sequence[BlockView]
+
+    @classmethod
+    def build(cls, span: Span, format: KVFormat, layer: int, window: int | None) -> "SpanView":
+        """For the layers that slide `window`, of which `layer` is one."""
+        context, n = span.context, span.num_tokens
+        filled = format.row_length(context.num_own)
+        total = filled + n
+        num_sealed = format.num_sealed(total)
+        sealed_before = format.num_sealed(context.num_own)
+        index = np.arange(total)
+        positions = context.base + np.where(index < format.num_sinks, index, index + sealed_before)
+        fresh = positions[format.num_sinks : format.num_sinks + num_sealed]
+        past = np.concatenate([*_stored_positions(context, layer), fresh])
+        blocks = [
+            _block_view(first, stop, b, filled, positions, past, num_sealed, format, window)
+            for b, first, stop in _block_bounds(filled, total, format)
+        ]
+        return cls(span, filled, num_sealed, blocks)
+
+
+def _block_bounds(filled: int, total: int, format: KVFormat) -> list[tuple[int, int, int]]:
+    """(block, first, stop) in fresh indices of the new tokens; the sinks go with block 0."""
+    bounds = []
+    num_blocks = max(1, -(-(total - format.num_sinks) // format.block))
+    for b in range(num_blocks):
+        start = format.num_sinks + b * format.block if b else 0
+        stop = min(total, format.num_sinks + (b + 1) * format.block)
+        if max(start, filled) < stop:
+            bounds.append((b, max(start, filled), stop))
+    return bounds
+
+
+def _block_view(
+    first: int,
+    stop: int,
+    b: int,
+    filled: int,
+    positions: np.ndarray,
+    past: np.ndarray,
+    num_sealed: int,
+    format: KVFormat,
+    window: int | None,
+) -> BlockView:
+    own_start = format.num_sinks + b * format.block
+    columns = np.concatenate(
+        [np.arange(min(format.num_sinks, stop)), np.arange(min(own_start, stop), stop)]
+    )
+    rows = np.arange(first, stop)
+    seen = columns[None] <= rows[:, None]
+    past_stop = len(past) - num_sealed + b * format.block
+    past_start, past_mask = 0, None
+    if window is not None:
+        floor = positions[rows][:, None] - window
+        seen &= positions[columns][None] > floor
+        past_start, past_mask = _windowed_past(past[:past_stop], floor)
+    return BlockView(
+        first - filled,
+        stop - filled,
+        min(own_start, stop),
+        stop,
+        _additive(seen),
+        past_start,
+        past_stop,
+        past_mask,
+    )
+
+
+def _windowed_past(past: np.ndarray, floor: np.ndarray) -> tuple[int, mx.array | None]:
+    """The first column that any row sees, and the mask from there on if one is needed."""
+    seen = past[None] > floor
+    visible = seen.any(axis=0)
+    start = int(visible.argmax()) if visible.any() else len(past)
+    seen = seen[:, start:]
+    return start, None if seen.all() else _additive(seen)
+
+
+def _additive(seen: np.ndarray) -> mx.array:
+    return mx.array(np.where(seen, 0.0, HIDDEN).astype(np.float32))
+
+
+def _stored_positions(context: Context, layer: int) -> list[np.ndarray]:
+    """The positions of the sealed tokens that a layer holds, by segment."""
+    return [
+        np.arange(segment.stop - segment.layers[layer].num_tokens, segment.stop)
+        for segment in context.segments
+    ]
+
+
+def _row_mask(context: Context, format: KVFormat, window: int | None) -> np.ndarray:
+    """(row,): what the context's next token sees of its row, its own column included."""
+    columns = np.arange(format.row)
+    seen = columns <= format.row_length(context.num_own)
+    if window is not None:
+        index = np.where(
+            columns < format.num_sinks, columns, columns + format.num_sealed(context.num_own)
+        )
+        seen &= context.base + index > context.position - window
+    return np.where(seen, 0.0, HIDDEN).astype(np.float32)
+
+
+def _shared_runs(contexts: Sequence[Context], layer: int, window: int | None) -> list[SharedRun]:
+    """Each distinct segment once, with the rows that see any of it."""
+    rows_of: dict[KVSegment, list[int]] = {}
+    for row, context in enumerate(contexts):
+        for segment in context.segments:
+            if window is None or segment.stop > context.position - window + 1:
+                rows_of.setdefault(segment, []).append(row)
+    runs = []
+    for segment, rows in rows_of.items():
+        everyone = len(rows) == len(contexts)
+        mask = _run_mask(segment, [contexts[row] for row in rows], layer, window)
+        runs.append(SharedRun(segment, None if everyone else mx.array(rows), mask, len(rows)))
+    return runs
+
+
+def _run_mask(
+    segment: KVSegment, contexts: Sequence[Context], layer: int, window: int | None
+) -> mx.array | None:
+    if window is None:
+        return None
+    stored = np.arange(segment.stop - segment.layers[layer].num_tokens, segment.stop)
+    floor = np.array([context.position - window for context in contexts])
+    seen = stored[None] > floor[:, None]
+    return None if seen.all() else _additive(seen)
+
+
+def _merge_index(num_rows: int, runs: Sequence[SharedRun]) -> mx.array:
+    """(n, P): for each row its places in the stack of [own rows, run, run, …]; unused entries
+    point one past the stack, at an empty partial."""
+    places: list[list[int]] = [[row] for row in range(num_rows)]
+    offset = num_rows
+    for run in runs:
+        rows = range(num_rows) if run.rows is None else run.rows.tolist()
+        for i, row in enumerate(rows):
+            places[int(row)].append(offset + i)
+        offset += run.num_rows
+    width = max(map(len, places))
+    return mx.array([place + [offset] * (width - len(place)) for place in places])

@@ -1,0 +1,304 @@
+"""`BlockPool`: the one owner of KV memory."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from edgecortex.errors import BudgetError
+from edgecortex.kv.batch import BatchQuantizedKVCache
+from edgecortex.kv.context import Context
+from edgecortex.kv.format import KVFormat
+from edgecortex.kv.plan import DecodeView, SpanView, StepPlan
+from edgecortex.kv.segment import KVSegment, windowed
+
+MERGE_LIMIT = 8192  # tokens; a longer run would be copied too often for the call it saves
+
+
+class BlockPool:
+    """Contexts, their slots in the slabs, and segments with counted references, in a budget.
+
+    Contexts that are not in use are kept in order of last use, and the oldest are let go when
+    room is needed: `on_evict(context)` is called before its memory is freed.
+
+    Args:
+        windows: per layer the sliding window, or None.
+        token_nbytes: per layer the bytes of one sealed token.
+        row_nbytes: bytes of one agent's full-precision row over all layers.
+        max_bytes: the budget.
+    """
+
+    def __init__(
+        self,
+        format: KVFormat,
+        windows: Sequence[int | None],
+        token_nbytes: Sequence[float],
+        row_nbytes: int,
+        max_bytes: int,
+        dense_from: int,
+    ) -> None:
+        self.format, self.windows, self.max_bytes = format, list(windows), max_bytes
+        self.caches = [
+            BatchQuantizedKVCache(format, layer, window, dense_from)
+            for layer, window in enumerate(windows)
+        ]
+        self.on_evict: Callable[[Context], None] = lambda context: None
+        self._token_nbytes, self.row_nbytes = list(token_nbytes), row_nbytes
+        self._by_slot: list[Context | None] = []
+        self._reserved: dict[Context, int] = {}
+        self._idle: OrderedDict[Context, None] = OrderedDict()
+        self._segment_nbytes: dict[KVSegment, int] = {}
+
+    # Accounting.
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the slabs and of every distinct segment."""
+        return len(self._by_slot) * self.row_nbytes + sum(self._segment_nbytes.values())
+
+    @property
+    def free_bytes(self) -> int:
+        """What is neither used nor promised to a running answer."""
+        return self.max_bytes - self.used_bytes - sum(self._reserved.values())
+
+    def nbytes(self, context: Context) -> int:
+        """Bytes that a context holds, shared segments in full."""
+        return self.row_nbytes + sum(self._segment_nbytes[s] for s in context.segments)
+
+    def growth(self, context: Context, num_tokens: int) -> int:
+        """Bytes that sealing up to `num_tokens` own tokens will add at most."""
+        now, then = (self.format.num_sealed(n) for n in (context.num_own, num_tokens))
+        total = 0.0
+        for window, nbytes in zip(self.windows, self._token_nbytes, strict=True):
+            cap = then if window is None else window + self.format.block
+            total += nbytes * (min(then, cap) - min(now, cap))
+        return int(total)
+
+    def check(self) -> None:
+        """Counts everything anew from the arrays themselves.
+
+        Raises:
+            AssertionError: the books do not agree with what is held.
+        """
+        contexts = self.contexts()
+        refs: dict[KVSegment, int] = {}
+        for context in contexts:
+            for segment in context.segments:
+                refs[segment] = refs.get(segment, 0) + 1
+        slab = sum(cache.nbytes for cache in self.caches)
+        held = sum(segment.nbytes for segment in refs)
+        _agree("references", refs, {s: s.refs for s in self._segment_nbytes})
+        _agree("slots", [self._by_slot[c.slot] is c for c in contexts], [True] * len(contexts))
+        if slab:
+            _agree("slab bytes", len(self._by_slot) * self.row_nbytes, slab)
+            _agree("used bytes", self.used_bytes, slab + held)
+        _agree(
+            "free + used + reserved",
+            self.free_bytes + self.used_bytes + sum(self._reserved.values()),
+            self.max_bytes,
+        )
+
+    def contexts(self) -> list[Context]:
+        """Every open context, in slot order."""
+        return [context for context in self._by_slot if context is not None]
+
+    # Contexts.
+
+    def open(self) -> Context:
+        """An empty context, in use.
+
+        Raises:
+            BudgetError: not even its row fits.
+        """
+        if None not in self._by_slot:
+            self._grow(1 + len(self._by_slot) // 16)
+        slot = self._by_slot.index(None)
+        context = self._by_slot[slot] = Context(slot)
+        return context
+
+    def close(self, context: Context) -> None:
+        """Frees a context's row and its references."""
+        for segment in context.segments:
+            self._drop(segment)
+        context.segments = []
+        self._by_slot[context.slot] = None
+        self._reserved.pop(context, None)
+        self._idle.pop(context, None)
+        if len(self.contexts()) <= len(self._by_slot) // 2:
+            self._repack()
+
+    def fork(self, context: Context) -> Context:
+        """A context with the same tokens: sealed segments shared, the row copied. Idle."""
+        child = self.open()
+        child.token_ids, child.base = list(context.token_ids), context.base
+        child.num_attached = context.num_attached
+        for segment in context.segments:
+            self.attach(child, segment)
+        for cache in self.caches:
+            cache.copy_row(context.slot, child.slot)
+        self.release(child)
+        return child
+
+    def attach(self, context: Context, segment: KVSegment) -> None:
+        """Adds a segment at the end of a context."""
+        self._segment_nbytes.setdefault(segment, segment.nbytes)
+        segment.refs += 1
+        context.segments.append(segment)
+
+    def truncate(self, context: Context, num_tokens: int) -> int:
+        """Forgets own tokens past `num_tokens`; returns how many remain.
+
+        Sealed blocks are cut at their ends, so fewer may remain; none where a sliding window
+        has let go of what the cut would need.
+        """
+        sealed = self.format.num_sealed(context.num_own)
+        if num_tokens >= self.format.num_sinks + sealed or num_tokens == context.num_own:
+            del context.token_ids[num_tokens:]
+            return num_tokens
+        keep = self.format.num_sealed(num_tokens)
+        if keep == 0 or not self._cut(context, keep):
+            self._replace(context, context.segments[: context.num_attached])
+            keep = 0
+        del context.token_ids[min(num_tokens, self.format.num_sinks + keep) :]
+        return context.num_own
+
+    # Admission.
+
+    def acquire(self, context: Context, num_tokens: int) -> bool:
+        """Takes a context into use and promises room up to `num_tokens` own tokens.
+
+        Lets go of idle contexts, least recently used first. False if there is no room now.
+        """
+        self._idle.pop(context, None)
+        need = self.growth(context, num_tokens)
+        while need > self.free_bytes and self._evict_one():
+            pass
+        if need > self.free_bytes:
+            self._idle[context] = None
+            return False
+        self._reserved[context] = need
+        return True
+
+    def release(self, context: Context) -> None:
+        """Puts a context to rest: it keeps its KV until room is needed."""
+        self._reserved.pop(context, None)
+        self._idle[context] = None
+        self._idle.move_to_end(context)
+
+    # One step.
+
+    def begin(self, plan: StepPlan) -> None:
+        """Prepares every layer for a forward pass."""
+        views: dict[int | None, tuple[DecodeView | None, list[SpanView]]] = {}
+        for cache in self.caches:
+            if cache.window not in views:
+                at = (self.format, cache.layer, cache.window)
+                contexts = [share.context for share in plan.singles]
+                single = DecodeView.build(contexts, *at) if contexts else None
+                views[cache.window] = single, [SpanView.build(s, *at) for s in plan.spans]
+            cache.begin(plan, *views[cache.window])
+
+    def commit(self, plan: StepPlan) -> None:
+        """Counts the fed tokens and attaches what the step sealed."""
+        full = []
+        for share in plan.shares:
+            context = share.context
+            sealed = [cache.sealed.pop(context, None) for cache in self.caches]
+            start = context.base + self.format.num_sinks + self.format.num_sealed(context.num_own)
+            context.token_ids.extend(share.token_ids)
+            if runs := [layer for layer in sealed if layer is not None]:
+                self._append(context, KVSegment(runs, start, runs[0].num_tokens))
+            elif self.format.row_length(context.num_own) == self.format.num_sinks and (
+                context.num_own > self.format.num_sinks
+            ):
+                full.append((context, start))
+        if full:
+            slots = mx.array([context.slot for context, _ in full])
+            by_layer = [cache.seal_rows(slots) for cache in self.caches]
+            for (context, start), layers in zip(full, zip(*by_layer, strict=True), strict=True):
+                self._append(context, KVSegment(layers, start, self.format.block))
+
+    def arrays(self, plan: StepPlan) -> list[mx.array]:
+        """What a step wrote and its participants' newest segments, for evaluation."""
+        slabs = [array for cache in self.caches for array in cache.arrays()]
+        newest = {s.context.segments[-1] for s in plan.shares if s.context.segments}
+        return slabs + [array for segment in newest for array in segment.arrays()]
+
+    def _append(self, context: Context, segment: KVSegment) -> None:
+        """Attaches a sealed segment, joined to the one before it if that is ours alone."""
+        before = self.used_bytes
+        last = context.own_segments[-1] if context.own_segments else None
+        if last and last.refs == 1 and last.num_tokens + segment.num_tokens <= MERGE_LIMIT:
+            context.segments.pop()
+            self._drop(last)
+            segment = last.joined(segment, self.windows)
+        else:
+            layers = zip(segment.layers, self.windows, strict=True)
+            kept = [windowed(layer, window) for layer, window in layers]
+            segment = KVSegment(kept, segment.start, segment.num_tokens)
+        self.attach(context, segment)
+        if context in self._reserved:
+            grown = self.used_bytes - before
+            self._reserved[context] = max(0, self._reserved[context] - grown)
+
+    def _drop(self, segment: KVSegment) -> None:
+        segment.refs -= 1
+        if segment.refs == 0:
+            del self._segment_nbytes[segment]
+
+    def _cut(self, context: Context, num_tokens: int) -> bool:
+        """Keeps the first `num_tokens` sealed own tokens, if every layer still has them."""
+        kept: list[KVSegment] = []
+        for segment in context.own_segments:
+            room = num_tokens - sum(s.num_tokens for s in kept)
+            part = segment if segment.num_tokens <= room else segment.cut(room) if room else None
+            if room and part is None:
+                return False
+            if part is not None:
+                kept.append(part)
+        self._replace(context, [*context.segments[: context.num_attached], *kept])
+        return True
+
+    def _replace(self, context: Context, segments: list[KVSegment]) -> None:
+        old, context.segments = context.segments, []
+        for segment in segments:
+            self.attach(context, segment)
+        for segment in old:
+            self._drop(segment)
+
+    def _evict_one(self) -> bool:
+        if not self._idle:
+            return False
+        context = next(iter(self._idle))
+        self.on_evict(context)
+        self.close(context)
+        return True
+
+    def _grow(self, num_slots: int) -> None:
+        need = num_slots * self.row_nbytes
+        while need > self.free_bytes and self._evict_one():
+            if None in self._by_slot:
+                return
+        if need > self.free_bytes:
+            raise BudgetError(
+                f"no room for one more agent: expected {need:,} bytes free of the KV budget of "
+                f"{self.max_bytes:,}, got {self.free_bytes:,}; close agents or raise the budget"
+            )
+        self._by_slot += [None] * num_slots
+        for cache in self.caches:
+            cache.resize(len(self._by_slot))
+
+    def _repack(self) -> None:
+        """Moves the open contexts' rows together and frees the rest of the slabs."""
+        contexts = self.contexts()
+        order = mx.array([context.slot for context in contexts], dtype=mx.int32)
+        for cache in self.caches:
+            cache.reorder(order)
+        self._by_slot = list(contexts)
+        for slot, context in enumerate(contexts):
+            context.slot = slot
+
+
+def _agree(what: str, expected: object, got: object) -> None:
+    if expected != got:
+        raise AssertionError(f"KV pool: {what} disagree: expected {expected}, got {got}")

@@ -1,0 +1,225 @@
+"""Immutable runs of keys and values.
+
+Shapes: keys go in as (n_kv_heads, L, head_dim), values as (n_kv_heads, L, v_head_dim), values
+already rotated where the format rotates. Queries are (n_kv_heads, R, head_dim) with the rows
+of all query heads of a KV head stacked.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import mlx.core as mx
+
+from edgecortex.kv.format import KVFormat
+
+Packed = tuple[mx.array, mx.array, mx.array]
+
+
+def rotate(x: mx.array) -> mx.array:
+    """The Hadamard transform of the last axis, in blocks of the largest power of two that
+    divides it. Its own inverse."""
+    size = x.shape[-1] & -x.shape[-1]
+    blocks = x.reshape(*x.shape[:-1], -1, size)
+    return (blocks @ _hadamard(size, x.dtype)).reshape(x.shape)
+
+
+@cache
+def _hadamard(size: int, dtype: mx.Dtype) -> mx.array:
+    """As a matrix: on a CPU a product with it is five times faster than the transform."""
+    matrix = mx.hadamard_transform(mx.eye(size), scale=1 / math.sqrt(size)).astype(dtype)
+    mx.eval(matrix)
+    return matrix
+
+
+def value_group(head_dim: int, group_size: int) -> tuple[int, int]:
+    """The group size for a head of values, and the head's size padded to whole groups.
+
+    Groups of 64 that do not divide the head become groups of 32, and the head is padded with
+    zeros to a multiple of that.
+    """
+    if head_dim % group_size:
+        group_size = 32
+    return group_size, -(-head_dim // group_size) * group_size
+
+
+@dataclass(frozen=True)
+class LayerKV:
+    """One layer of a segment. Quantized parts are (words, scales, biases), else one array.
+
+    Channel keys are (n_kv_heads, head_dim, L), so that `quantized_matmul` reads them without
+    a transpose and segments join along the last axis; token keys are (n_kv_heads, L, head_dim).
+    """
+
+    format: KVFormat
+    k: tuple[mx.array, ...]
+    v: tuple[mx.array, ...]
+    v_dim: int
+
+    @classmethod
+    def seal(cls, k: mx.array, v: mx.array, format: KVFormat) -> "LayerKV":
+        """Quantizes whole blocks: L must be a multiple of `format.block`."""
+        v_dim = v.shape[-1]
+        keys = mx.contiguous(k.swapaxes(-1, -2)) if format.key_axis == "channel" else k
+        if format.bits is None:
+            return cls(format, (keys,), (v,), v_dim)
+        group, padded = value_group(v_dim, format.group_size)
+        if padded != v_dim:
+            v = mx.pad(v, [(0, 0), (0, 0), (0, padded - v_dim)])
+        if format.key_axis == "token":
+            keys = _pad_last(keys, format.group_size)
+        return cls(format, _pack(keys, format, format.group_size), _pack(v, format, group), v_dim)
+
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return self.v[0].shape[-2]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (*self.k, *self.v))
+
+    def scores(self, q: mx.array, dense: bool) -> mx.array:
+        """q (n_kv_heads, R, head_dim) times the keys: (n_kv_heads, R, L)."""
+        channel = self.format.key_axis == "channel"
+        if self.format.bits is None or dense:
+            keys = self._keys_as_stored(q.dtype)
+            return q @ (keys if channel else keys[..., : q.shape[-1]].swapaxes(-1, -2))
+        if not channel:
+            q = _pad_last(q, self.format.group_size)
+        return mx.quantized_matmul(
+            q,
+            *self.k,
+            transpose=not channel,
+            group_size=self.format.group_size,
+            bits=self.format.bits,
+        )
+
+    def weighted(self, p: mx.array, dense: bool) -> mx.array:
+        """p (n_kv_heads, R, L) times the values: (n_kv_heads, R, v_head_dim)."""
+        if self.format.bits is None or dense:
+            return p @ self.values(p.dtype)
+        out = mx.quantized_matmul(
+            p, *self.v, transpose=False, group_size=self._v_group, bits=self.format.bits
+        )
+        return out[..., : self.v_dim] if out.shape[-1] != self.v_dim else out
+
+    def keys(self, dtype: mx.Dtype, head_dim: int) -> mx.array:
+        """The keys read back: (n_kv_heads, L, head_dim)."""
+        keys = self._keys_as_stored(dtype)
+        return keys.swapaxes(-1, -2) if self.format.key_axis == "channel" else keys[..., :head_dim]
+
+    def values(self, dtype: mx.Dtype) -> mx.array:
+        """The values read back, still rotated: (n_kv_heads, L, v_head_dim)."""
+        if self.format.bits is None:
+            return self.v[0].astype(dtype)
+        return _unpack(self.v, self.format, self._v_group, dtype)[..., : self.v_dim]
+
+    def cut(self, start: int, stop: int) -> "LayerKV":
+        """Tokens `start` to `stop`, both multiples of the block."""
+        k_axis = -1 if self.format.key_axis == "channel" else -2
+        k = tuple(_cut(part, k_axis, start, stop, self.num_tokens) for part in self.k)
+        v = tuple(_cut(part, -2, start, stop, self.num_tokens) for part in self.v)
+        return LayerKV(self.format, k, v, self.v_dim)
+
+    def joined(self, later: "LayerKV") -> "LayerKV":
+        """This run followed by `later`, in arrays of its own."""
+        k_axis = -1 if self.format.key_axis == "channel" else -2
+        k = tuple(mx.concatenate(pair, axis=k_axis) for pair in zip(self.k, later.k, strict=True))
+        v = tuple(mx.concatenate(pair, axis=-2) for pair in zip(self.v, later.v, strict=True))
+        return LayerKV(self.format, k, v, self.v_dim)
+
+    @property
+    def _v_group(self) -> int:
+        return value_group(self.v_dim, self.format.group_size)[0]
+
+    def _keys_as_stored(self, dtype: mx.Dtype) -> mx.array:
+        if self.format.bits is None:
+            return self.k[0].astype(dtype)
+        return _unpack(self.k, self.format, self.format.group_size, dtype)
+
+
+class KVSegment:
+    """An immutable run of tokens for all layers, shared by counting references.
+
+    `layers[i]` may hold fewer tokens than `num_tokens` where layer i slides a window: then it
+    holds the newest of them. `start` is the position of the first token.
+    """
+
+    def __init__(self, layers: Sequence[LayerKV], start: int, num_tokens: int) -> None:
+        self.layers = list(layers)
+        self.start = start
+        self.num_tokens = num_tokens
+        self.refs = 0
+
+    @property
+    def stop(self) -> int:
+        """The position after the last token."""
+        return self.start + self.num_tokens
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    def arrays(self) -> list[mx.array]:
+        """Every array of the segment, for evaluation."""
+        return [part for layer in self.layers for part in (*layer.k, *layer.v)]
+
+    def cut(self, num_tokens: int) -> "KVSegment | None":
+        """The first `num_tokens` tokens (a multiple of the block) as a segment of its own, or
+        None where a window has let go of some of them."""
+        if any(layer.num_tokens < self.num_tokens for layer in self.layers):
+            return None
+        return KVSegment([x.cut(0, num_tokens) for x in self.layers], self.start, num_tokens)
+
+    def joined(self, later: "KVSegment", windows: Sequence[int | None]) -> "KVSegment":
+        """Both runs as one; a layer with a window keeps what its next token may still see."""
+        layers = []
+        for layer, more, window in zip(self.layers, later.layers, windows, strict=True):
+            both = layer.joined(more)
+            layers.append(windowed(both, window))
+        return KVSegment(layers, self.start, self.num_tokens + later.num_tokens)
+
+
+def windowed(layer: LayerKV, window: int | None) -> LayerKV:
+    """Drops whole blocks that no later token can see: all but `window` - 1 tokens, rounded up."""
+    if window is None:
+        return layer
+    block = layer.format.block
+    keep = -(-(window - 1) // block) * block
+    excess = layer.num_tokens - keep
+    return layer.cut(excess, layer.num_tokens) if excess > 0 else layer
+
+
+def _pack(x: mx.array, format: KVFormat, group_size: int) -> Packed:
+    """4 bits and, per group, a 16-bit scale and bias."""
+    words, scales, biases = mx.quantize(
+        x.astype(mx.float32), group_size=group_size, bits=format.bits
+    )
+    return words, scales.astype(mx.float16), biases.astype(mx.float16)
+
+
+def _unpack(
+    packed: tuple[mx.array, ...], format: KVFormat, group_size: int, dtype: mx.Dtype
+) -> mx.array:
+    words, scales, biases = packed
+    return mx.dequantize(
+        words,
+        scales.astype(dtype),
+        biases.astype(dtype),
+        group_size=group_size,
+        bits=format.bits,
+    )
+
+
+def _cut(part: mx.array, axis: int, start: int, stop: int, num_tokens: int) -> mx.array:
+    """Slices `start:stop` of `num_tokens` along an axis that may count words or groups."""
+    size = part.shape[axis]
+    a, b = start * size // num_tokens, stop * size // num_tokens
+    return mx.contiguous(part[..., a:b] if axis == -1 else part[..., a:b, :])
+
+
+def _pad_last(x: mx.array, multiple: int) -> mx.array:
+    missing = -x.shape[-1] % multiple
+    return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x

@@ -1,0 +1,122 @@
+"""Who runs in the next step, and with how many tokens."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgecortex.config import EngineConfig, SamplingParams
+from edgecortex.generation import Generation
+from edgecortex.kv.context import Context
+
+if TYPE_CHECKING:
+    from edgecortex.agent import Agent, AnswerHook
+
+MIN_SHARE = 16  # tokens of a prefill that always go into a step, so that it never starves
+
+
+@dataclass(eq=False)
+class Request:
+    """One answer to make. Lower `priority` goes first."""
+
+    agent: "Agent"
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    generation: Generation
+    answered: "AnswerHook"
+    detokenizer: Any
+    priority: int = 0
+    text: str = ""
+    num_emitted: int = 0
+    seed: int = field(default_factory=lambda: secrets.randbits(32))
+    context: Context | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampling.seed is not None:
+            self.seed = self.sampling.seed
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The prompt and what has been generated."""
+        return self.prompt_ids + self.generation.token_ids
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest that its context can get."""
+        return len(self.prompt_ids) + self.sampling.max_tokens
+
+    def pending(self) -> int:
+        """Tokens that are not in the KV yet."""
+        fed = 0 if self.context is None else self.context.num_own
+        return len(self.prompt_ids) + len(self.generation.token_ids) - fed
+
+
+class Scheduler:
+    """Continuous batching: every running answer decodes in every step, prefills fill up.
+
+    `admit(request)` is asked for a context when a request's turn comes: it says whether there
+    was room.
+    """
+
+    def __init__(self, config: EngineConfig, admit: Callable[[Request], bool]) -> None:
+        self.config, self._admit = config, admit
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self._decode_s: float | None = None
+        self._prefill_token_s: float | None = None
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        """Queues a request behind those of its priority."""
+        self.waiting.append(request)
+        self.waiting.sort(key=lambda r: r.priority)
+
+    def remove(self, request: Request) -> None:
+        """Takes a request out, wherever it is."""
+        for queue in (self.waiting, self.running):
+            if request in queue:
+                queue.remove(request)
+
+    def schedule(self) -> list[tuple[Request, int]]:
+        """The next step's requests and how many tokens each one feeds."""
+        while self.waiting and len(self.running) < self.config.max_batch:
+            if not self._admit(self.waiting[0]):
+                break
+            self.running.append(self.waiting.pop(0))
+        batch, prefilling = [], []
+        for request in self.running:
+            if request.pending() == 1:
+                batch.append((request, 1))
+            else:
+                prefilling.append(request)
+        room = self.prefill_room() if batch else self.config.prefill_chunk
+        for request in sorted(prefilling, key=lambda r: r.priority):
+            if room <= 0:
+                break
+            share = min(room, request.pending())
+            batch.append((request, share))
+            room -= share
+        return batch
+
+    def prefill_room(self) -> int:
+        """Prefill tokens that fit into a step without stretching it past `max_gap`."""
+        if not self._decode_s or not self._prefill_token_s:
+            return MIN_SHARE
+        spare = (self.config.max_gap - 1) * self._decode_s / self._prefill_token_s
+        return max(MIN_SHARE, min(int(spare), self.config.prefill_chunk))
+
+    def observe(self, shares: Sequence[int], seconds: float) -> None:
+        """Learns from a step: how long decoding takes, and a token of prefill beside it."""
+        num_prefill = sum(n for n in shares if n > 1)
+        if not num_prefill:
+            self._decode_s = _blend(self._decode_s, seconds)
+        elif self._decode_s and len(shares) > 1 and min(shares) == 1:
+            extra = max(seconds - self._decode_s, 0.1 * seconds)
+            self._prefill_token_s = _blend(self._prefill_token_s, extra / num_prefill)
+
+
+def _blend(old: float | None, new: float) -> float:
+    return new if old is None else 0.7 * old + 0.3 * new
