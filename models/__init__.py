@@ -34,7 +34,7 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
         return _import_file(path, report)
     if _REPOSITORY.fullmatch(name) and not path.exists():
         return _fetch(name, report)
-    raise _unknown(name)
+    raise unknown(name)
 
 
 def find(name: str) -> Path | None:
@@ -70,7 +70,7 @@ def _silent(step: str, done: int, total: int) -> None:
     """Reports nothing."""
 
 
-def _unknown(name: str) -> ModelError:
+def unknown(name: str) -> ModelError:
     if Path(name).expanduser().is_dir():
         return ModelError(f"{name} is not a model: expected a folder with a config.json in it")
     return ModelError(

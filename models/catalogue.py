@@ -7,9 +7,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from edgecortex.errors import ConfigError, ModelError
+from edgecortex.errors import ConfigError
+from edgecortex.models.machine import Machine
 
 KV_BITS_PER_VALUE = 4.5
+CONTEXT = 8192
+"""The context, in tokens, for which memory is stated."""
 COMFORT = 0.5
 """The share of the machine's memory that a recommended model may take."""
 LIMIT = 0.75
@@ -68,6 +71,11 @@ class Entry:
         return self.repository or self.name
 
     @property
+    def source(self) -> str:
+        pinned = (f"{wheel.package}=={wheel.version}" for wheel in self.wheels)
+        return self.repository or " + ".join(pinned)
+
+    @property
     def download_bytes(self) -> int:
         return sum(wheel.num_bytes for wheel in self.wheels) or self.weight_bytes
 
@@ -79,9 +87,9 @@ class Entry:
         values = (full + sliding) * self.num_kv_heads * (self.key_dim + self.value_dim)
         return int(values * KV_BITS_PER_VALUE / 8)
 
-    def memory_bytes(self, num_tokens: int, *, fp32: bool) -> int:
-        """Weights and one context; `fp32` where weights are dequantized at load, as on a CPU."""
-        weights = 4 * self.num_parameters if fp32 else self.weight_bytes
+    def memory_bytes(self, num_tokens: int, machine: Machine) -> int:
+        """Weights, as they are once loaded there, and one context."""
+        weights = 4 * self.num_parameters if machine.fp32 else self.weight_bytes
         return weights + self.kv_bytes(num_tokens)
 
 
@@ -108,30 +116,25 @@ def catalogue() -> dict[str, Entry]:
     return parse(json.loads(text))
 
 
-def entry(name: str) -> Entry:
-    """
-    Raises:
-        ModelError: no such name; the message lists the names there are.
-    """
-    if name not in catalogue():
-        raise ModelError(
-            f"unknown model {name!r}: expected one of {', '.join(catalogue())}, a folder, "
-            "a .gguf file, or a repository such as mlx-community/Qwen2.5-0.5B-Instruct-4bit"
-        )
-    return catalogue()[name]
+def runnable(machine: Machine) -> list[Entry]:
+    """The models that fit, the smallest first."""
+    return _within(LIMIT, machine)
 
 
-def runnable(memory_bytes: int, *, fp32: bool, num_tokens: int = 8192) -> list[Entry]:
-    """The models that fit a machine of so much memory, the smallest first."""
-    return _within(LIMIT * memory_bytes, fp32, num_tokens)
-
-
-def recommended(memory_bytes: int, *, fp32: bool, num_tokens: int = 8192) -> Entry | None:
+def recommended(machine: Machine) -> Entry | None:
     """The largest chat model that fits with room to spare."""
-    comfortable = _within(COMFORT * memory_bytes, fp32, num_tokens)
+    comfortable = _within(COMFORT, machine)
     return next((entry for entry in reversed(comfortable) if entry.chat), None)
 
 
-def _within(budget: float, fp32: bool, num_tokens: int) -> list[Entry]:
-    needs = {entry: entry.memory_bytes(num_tokens, fp32=fp32) for entry in catalogue().values()}
+def larger(name: str, machine: Machine) -> list[Entry]:
+    """The chat models that this machine could run instead of the model `name` of the catalogue."""
+    fitting, than = runnable(machine), catalogue()[name].num_parameters
+    return [entry for entry in fitting if entry.chat and entry.num_parameters > than]
+
+
+def _within(share: float, machine: Machine) -> list[Entry]:
+    """Entries whose memory at `CONTEXT` tokens is at most that share of the machine's."""
+    budget = share * machine.memory_bytes
+    needs = {entry: entry.memory_bytes(CONTEXT, machine) for entry in catalogue().values()}
     return sorted((entry for entry in needs if needs[entry] <= budget), key=needs.__getitem__)
