@@ -1,5 +1,6 @@
 """The engine: one resident model and the one thread that owns MLX."""
 
+import atexit
 import itertools
 import queue
 import threading
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import mlx.core as mx
 
 from edgecortex.agent import Agent, AnswerHook
 from edgecortex.config import EngineConfig, SamplingParams
@@ -71,9 +74,12 @@ class Engine:
             engine = cls(model, config, inbox, EngineCore(model, config))
         except Exception as error:
             ready.put(error)
-            return
-        ready.put(engine)
-        engine._loop()
+        else:
+            atexit.register(engine.close)
+            ready.put(engine)
+            engine._loop()
+        finally:
+            mx.clear_streams()  # a thread that leaves its streams behind aborts the interpreter
 
     def _loop(self) -> None:
         """Serves calls as they come and steps while anyone has an answer to make."""
@@ -108,6 +114,7 @@ class Engine:
         """Ends the engine's thread; answers in progress end as cancelled. Twice is harmless."""
         if not self._closed:
             self._closed = True
+            atexit.unregister(self.close)
             self._inbox.put(None)
             if self._thread:
                 self._thread.join()

@@ -112,7 +112,7 @@ def _merge(partials: Sequence[Partial], index: mx.array, q: mx.array) -> mx.arra
         rows = mx.pad(
             mx.concatenate(stack, axis=1), [(0, 0), (0, groups), (0, 0)], constant_values=empty
         )
-        columns.append(rows.reshape(heads, -1, groups, rows.shape[-1]).take(index, axis=1))
+        columns.append(rows.reshape(heads, -1, groups, rows.shape[-1])[:, index])
     out, top, total = columns
     weight = mx.exp(top - top.max(axis=2, keepdims=True))
     merged = (out * weight).sum(axis=2) / (total * weight).sum(axis=2)
