@@ -27,7 +27,8 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 if (_status := blas.load()).problem:
-    warnings.warn(f"edgecortex: {_status.problem}", RuntimeWarning, stacklevel=2)
+    # Explicit, so that what a user sees is one line and not also the line that imported us.
+    warnings.warn_explicit(_status.problem, RuntimeWarning, "edgecortex", 0)
 
 
 def __getattr__(name: str) -> Any:

@@ -44,9 +44,8 @@ def load() -> BlasStatus:
     try:
         _open_global(library)
     except OSError as error:
-        return BlasStatus(
-            None, f"cannot open {library} ({error}); install libgfortran5, or set EDGECORTEX_BLAS"
-        )
+        remedy = "unset EDGECORTEX_BLAS" if choice else "install libgfortran5"
+        return BlasStatus(None, f"cannot open {library} ({error}); {remedy}")
     return BlasStatus(library)
 
 

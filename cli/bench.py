@@ -1,0 +1,29 @@
+"""`edgecortex bench`: measure this machine."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from edgecortex.cli import options
+
+app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object: settings, figures and rows.")
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Measure this machine."""
+
+
+@app.command()
+def blas(model: options.Model = options.DEFAULT_MODEL, as_json: AsJson = False) -> None:
+    """Time to read 512 tokens, with our BLAS and with the MLX wheel's own."""
+    from edgecortex.bench import blas, report
+
+    with Console(stderr=True).status("measuring; a minute or two"):
+        found = blas.measure(model)
+    report.show(found, as_json)

@@ -1,0 +1,63 @@
+"""Where a chat's lines come from: a person at a terminal, or a pipe."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from edgecortex.cli.options import decoded
+from edgecortex.paths import state_dir
+
+PROMPT = "> "
+
+
+def is_interactive() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def piped_lines() -> Iterator[str]:
+    """Lines of stdin, each echoed after a prompt so that the output reads as a transcript.
+
+    Raises:
+        PromptError: a line is not UTF-8.
+    """
+    for data in sys.stdin.buffer:
+        line = decoded(data).rstrip("\r\n")
+        print(f"{PROMPT}{line}", flush=True)
+        yield line
+
+
+def typed_lines(note: Callable[[str], None]) -> Iterator[str]:
+    """Lines typed at a terminal, with editing and a history that outlives the run.
+
+    A paste may hold several lines. Ctrl-C empties the line, Ctrl-D on an empty one ends.
+    """
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    session: PromptSession[str]
+    try:
+        session = PromptSession(PROMPT, history=FileHistory(str(private_file("history"))))
+    except OSError as error:
+        note(f"no history is kept: {error}")
+        session = PromptSession(PROMPT, history=InMemoryHistory())
+    while True:
+        try:
+            line = session.prompt()
+        except KeyboardInterrupt:
+            if not session.default_buffer.text:
+                note("Ctrl-D or /quit leaves, /help lists what else there is")
+            continue
+        except EOFError:
+            return
+        yield line
+
+
+def private_file(name: str) -> Path:
+    """A file of the state folder that only its owner can read, made if it is not there."""
+    folder = state_dir()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / name
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    path.chmod(0o600)
+    return path
