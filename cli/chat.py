@@ -62,7 +62,7 @@ class Chat:
         }
 
     def note(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True)
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     def welcome(self, model: str) -> None:
         """Says what runs where, and which larger models would run here."""
