@@ -1,0 +1,77 @@
+"""A generation: its text, its counts, and how it ends."""
+
+import threading
+
+import pytest
+
+from edgecortex.generation import Generation, GenerationStats
+
+
+def _made_of(*pieces: str, reason: str = "stop", last: str = "") -> Generation:
+    generation = Generation()
+    for token_id, piece in enumerate(pieces):
+        generation.add_token(token_id, piece)
+    generation.finish(reason, last)
+    return generation
+
+
+def test_pieces_come_in_order_and_empty_ones_not_at_all() -> None:
+    generation = _made_of("a", "", "b", last="c")
+    assert list(generation) == ["a", "b", "c"]
+    assert generation.token_ids == [0, 1, 2]
+    assert generation.stats.num_generated_tokens == 3
+    assert generation.stats.finish_reason == "stop"
+
+
+def test_text_is_the_whole_however_much_was_read_before() -> None:
+    generation = _made_of("a", "b", "c")
+    assert next(iter(generation)) == "a"
+    assert generation.text() == "abc"
+    assert generation.text() == "abc"
+    assert list(generation) == []
+
+
+def test_an_error_is_raised_after_the_text_and_each_time() -> None:
+    generation = Generation()
+    generation.add_token(1, "a")
+    generation.finish("error", error=ValueError("broken"))
+    pieces = iter(generation)
+    assert next(pieces) == "a"
+    with pytest.raises(ValueError, match="broken"):
+        next(pieces)
+    with pytest.raises(ValueError, match="broken"):
+        generation.text()
+
+
+def test_a_reader_waits_for_the_engine() -> None:
+    generation, read = Generation(), []
+    reader = threading.Thread(target=lambda: read.append(generation.text()))
+    reader.start()
+    generation.add_token(1, "a")
+    generation.finish("stop")
+    reader.join(10)
+    assert read == ["a"]
+
+
+def test_cancel_asks_and_is_harmless_afterwards() -> None:
+    generation = _made_of("a")
+    generation.cancel()
+    assert generation.cancelled
+    assert generation.text() == "a"
+
+
+def test_rates() -> None:
+    stats = GenerationStats(
+        num_prompt_tokens=120,
+        num_cached_tokens=20,
+        num_generated_tokens=11,
+        ttft_s=2.0,
+        decode_s=5.0,
+    )
+    assert stats.prefill_tokens_per_s == 50
+    assert stats.decode_tokens_per_s == 2
+
+
+def test_rates_of_nothing_are_zero() -> None:
+    assert GenerationStats().prefill_tokens_per_s == 0
+    assert GenerationStats(num_generated_tokens=1).decode_tokens_per_s == 0
