@@ -46,7 +46,7 @@ class ModelRunner:
         wanted = None if all_rows else plan.last_rows()
         logits = self.model.forward(plan.tokens, self.pool.caches, wanted)
         self.pool.commit(plan)
-        mx.eval(logits, self.pool.arrays(plan))
+        mx.eval(logits, self.pool.arrays())
         return [share.context for share in plan.shares], logits
 
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from edgecortex import blas
 from edgecortex.errors import ModelError
+from edgecortex.models import cpu
 
 _ = blas.load()
 
@@ -170,6 +171,7 @@ def load_model(path: Path) -> LoadedModel:
             # Scales first: dequantized in fp16 the weights would be rounded to it.
             model.set_dtype(dtype)
             model = dequantize_model(model)
+            cpu.speed_up(model)
         mx.eval(model.parameters())
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(f"cannot load the model in {path}: {error}") from error

@@ -7,7 +7,7 @@ arXiv 1805.02867).
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from edgecortex.kv.segment import LayerKV
 
 
 class Partial(NamedTuple):
-    """Unnormalised output (n_kv_heads, R, v_head_dim), maximum and sum (n_kv_heads, R, 1)."""
+    """Unnormalised output (m, n_kv_heads, G, v_head_dim), maximum and sum (m, n_kv_heads, G, 1)."""
 
     out: mx.array
     top: mx.array
@@ -27,16 +27,34 @@ class Partial(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One layer's sealed tokens and the decode rows that see them.
+    """Sealed tokens of one layer and the m decode rows that see them.
 
-    `rows` None means all of them in order. `mask` (rows, L) is added to the scores where a
-    sliding window hides a part of the run. `dense` reads the run back first.
+    `layer` is one run for all its rows, or, when `stacked`, a run of equal length for each row
+    along a leading axis. `rows` None means all rows in order. `mask` (m, L) is added to the
+    scores where a sliding window hides a part. `dense` reads the run back first.
     """
 
     layer: LayerKV
     rows: mx.array | None
     mask: mx.array | None
+    stacked: bool
     dense: bool
+
+    def scores(self, q: mx.array) -> mx.array:
+        """q (m, n_kv_heads, G, head_dim) times the keys: (m, n_kv_heads, G, L)."""
+        scores = self._through(self.layer.scores, q).astype(mx.float32)
+        return scores if self.mask is None else scores + self.mask[:, None, None]
+
+    def weighted(self, p: mx.array) -> mx.array:
+        """p (m, n_kv_heads, G, L) times the values: (m, n_kv_heads, G, v_head_dim)."""
+        return self._through(self.layer.weighted, p)
+
+    def _through(self, product: Callable[[mx.array, bool], mx.array], x: mx.array) -> mx.array:
+        if self.stacked or x.shape[0] == 1:
+            return product(x, self.dense)
+        m, heads, groups, width = x.shape
+        out = product(x.swapaxes(0, 1).reshape(heads, m * groups, width), self.dense)
+        return out.reshape(heads, m, groups, -1).swapaxes(0, 1)
 
 
 def decode(
@@ -63,72 +81,46 @@ def decode(
         return mx.softmax(scores, axis=-1).astype(q.dtype) @ row_v
     if merge_index is None:
         return _decode_together(q, scores, row_v, runs)
-    partials = [_attend_rows(scores, row_v), *(_attend_run(q, run) for run in runs)]
-    return _merge(partials, merge_index, q)
+    partials = [_partial(scores, lambda p: p @ row_v, q.dtype)]
+    for run in runs:
+        run_q = q if run.rows is None else q[run.rows]
+        partials.append(_partial(run.scores(run_q), run.weighted, q.dtype))
+    return _merge(partials, merge_index, q.dtype)
 
 
 def _decode_together(
     q: mx.array, row_scores: mx.array, row_v: mx.array, runs: Sequence[Run]
 ) -> mx.array:
     """All rows see all runs: one softmax over the joined scores."""
-    n = q.shape[0]
-    flat = _to_heads(q)
-    scores = [*(_run_scores(flat, run, q.shape[2]) for run in runs), _to_heads(row_scores)]
-    p = mx.softmax(mx.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    joined = mx.concatenate([*(run.scores(q) for run in runs), row_scores], axis=-1)
+    p = mx.softmax(joined, axis=-1).astype(q.dtype)
     stops = list(itertools.accumulate(run.layer.num_tokens for run in runs))
     *pieces, own = mx.split(p, stops, axis=-1)
-    out = _from_heads(own, n) @ row_v
+    out = own @ row_v
     for run, piece in zip(runs, pieces, strict=True):
-        out = out + _from_heads(run.layer.weighted(piece, run.dense), n)
+        out = out + run.weighted(piece)
     return out
 
 
-def _run_scores(flat: mx.array, run: Run, groups: int) -> mx.array:
-    scores = run.layer.scores(flat, run.dense).astype(mx.float32)
-    return scores if run.mask is None else scores + mx.repeat(run.mask, groups, axis=0)
-
-
-def _attend_run(q: mx.array, run: Run) -> Partial:
-    flat = _to_heads(q if run.rows is None else q[run.rows])
-    scores = _run_scores(flat, run, q.shape[2])
+def _partial(
+    scores: mx.array, weighted: Callable[[mx.array], mx.array], dtype: mx.Dtype
+) -> Partial:
     top = scores.max(axis=-1, keepdims=True)
     p = mx.exp(scores - top)
-    out = run.layer.weighted(p.astype(q.dtype), run.dense)
-    return Partial(out, top, p.sum(axis=-1, keepdims=True))
+    return Partial(weighted(p.astype(dtype)), top, p.sum(axis=-1, keepdims=True))
 
 
-def _attend_rows(scores: mx.array, row_v: mx.array) -> Partial:
-    top = scores.max(axis=-1, keepdims=True)
-    p = mx.exp(scores - top)
-    partial = (p.astype(row_v.dtype) @ row_v, top, p.sum(axis=-1, keepdims=True))
-    return Partial(*(_to_heads(x) for x in partial))
-
-
-def _merge(partials: Sequence[Partial], index: mx.array, q: mx.array) -> mx.array:
-    """Merges each row's partials; the row one past the stack is empty."""
-    heads, groups = q.shape[1:3]
+def _merge(partials: Sequence[Partial], index: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Merges each row's partials; the entry one past the stack is empty."""
     columns = []
     for stack, empty in zip(zip(*partials, strict=True), (0.0, HIDDEN, 0.0), strict=True):
         rows = mx.pad(
-            mx.concatenate(stack, axis=1), [(0, 0), (0, groups), (0, 0)], constant_values=empty
+            mx.concatenate(stack), [(0, 1), (0, 0), (0, 0), (0, 0)], constant_values=empty
         )
-        columns.append(rows.reshape(heads, -1, groups, rows.shape[-1])[:, index])
+        columns.append(rows[index])
     out, top, total = columns
-    weight = mx.exp(top - top.max(axis=2, keepdims=True))
-    merged = (out * weight).sum(axis=2) / (total * weight).sum(axis=2)
-    return merged.astype(q.dtype).swapaxes(0, 1)
-
-
-def _to_heads(x: mx.array) -> mx.array:
-    """(n, n_kv_heads, G, C) to (n_kv_heads, n * G, C)."""
-    n, heads, groups, width = x.shape
-    return x.swapaxes(0, 1).reshape(heads, n * groups, width)
-
-
-def _from_heads(x: mx.array, n: int) -> mx.array:
-    """(n_kv_heads, n * G, C) to (n, n_kv_heads, G, C)."""
-    heads, rows, width = x.shape
-    return x.reshape(heads, n, rows // n, width).swapaxes(0, 1)
+    weight = mx.exp(top - top.max(axis=1, keepdims=True))
+    return ((out * weight).sum(axis=1) / (total * weight).sum(axis=1)).astype(dtype)
 
 
 def prefill(

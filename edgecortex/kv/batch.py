@@ -9,8 +9,8 @@ from edgecortex.kv import attention
 from edgecortex.kv.attention import Run
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import KVFormat
-from edgecortex.kv.plan import DecodeView, SpanView, StepPlan
-from edgecortex.kv.segment import LayerKV, rotate
+from edgecortex.kv.plan import DecodeView, RunView, SpanView, StepPlan
+from edgecortex.kv.segment import KVSegment, LayerKV, rotate
 
 
 class BatchQuantizedKVCache:
@@ -33,6 +33,8 @@ class BatchQuantizedKVCache:
         self._k: mx.array | None = None
         self._v: mx.array | None = None
         self._new: tuple[mx.array, mx.array] | None = None
+        self._stacks: dict[tuple[KVSegment, ...], LayerKV] = {}
+        self._used_stacks: dict[tuple[KVSegment, ...], LayerKV] = {}
 
     # The slab.
 
@@ -106,6 +108,7 @@ class BatchQuantizedKVCache:
         """Sets what the coming forward pass feeds and what it sees."""
         self._plan, self._decode_view, self._span_views = plan, decode_view, span_views
         self.sealed = {}
+        self._stacks, self._used_stacks = self._used_stacks, {}
 
     def attend(self, q: mx.array, scale: float) -> mx.array:
         """q (T, n_heads, 1, head_dim) over all that each row sees: (T, n_heads, 1, v_head_dim).
@@ -141,16 +144,27 @@ class BatchQuantizedKVCache:
         row_k, row_v = self.arrays()
         chosen = slice(view.slots.shape[0]) if view.in_order else view.slots
         row_k, row_v = row_k[chosen], row_v[chosen]
-        runs = [
-            Run(
-                run.segment.layers[self.layer],
-                run.rows,
-                run.mask,
-                run.num_rows * q.shape[2] >= self.dense_from,
-            )
-            for run in view.runs
-        ]
+        runs = [self._run(run, q.shape[2]) for run in view.runs]
         return attention.decode(q, row_k, row_v, view.row_mask, runs, view.merge_index)
+
+    def _run(self, view: RunView, groups: int) -> Run:
+        stacked = len(view.segments) > 1
+        num_rows = groups if stacked else groups * view.num_rows
+        layer = self._stack(view.segments) if stacked else view.segments[0].layers[self.layer]
+        return Run(layer, view.rows, view.mask, stacked, num_rows >= self.dense_from)
+
+    def _stack(self, segments: tuple[KVSegment, ...]) -> LayerKV:
+        """Segments of equal length along a leading axis.
+
+        Kept for the next step, and the segments then read from it: nothing is held twice.
+        """
+        if segments not in self._stacks:
+            stack = LayerKV.stack([segment.layers[self.layer] for segment in segments])
+            for i, segment in enumerate(segments):
+                segment.layers[self.layer] = stack.member(i)
+            self._stacks[segments] = stack
+        self._used_stacks[segments] = self._stacks[segments]
+        return self._stacks[segments]
 
     def _prefill(self, q: mx.array, view: SpanView) -> mx.array:
         """q (n_kv_heads, G, n, head_dim) of one span."""

@@ -1,5 +1,6 @@
 """What one step feeds and what each of its tokens may see, worked out once for all layers."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -66,13 +67,17 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
-class SharedRun:
-    """A segment that single rows see: `rows` None means all n in order; `mask` (rows, L)."""
+class RunView:
+    """Sealed tokens and the single rows that see them.
 
-    segment: KVSegment
+    One segment for all of its rows, or several of equal length, one for each row. `rows` None
+    means all n in order; `mask` is (rows, L).
+    """
+
+    segments: tuple[KVSegment, ...]
     rows: mx.array | None
-    mask: mx.array | None
     num_rows: int
+    mask: mx.array | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class DecodeView:
     in_order: bool
     columns: mx.array
     row_mask: mx.array
-    runs: Sequence[SharedRun]
+    runs: Sequence[RunView]
     merge_index: mx.array | None
 
     @classmethod
@@ -100,7 +105,7 @@ class DecodeView:
         slots = [context.slot for context in contexts]
         columns = [format.row_length(context.num_own) for context in contexts]
         row_mask = np.stack([_row_mask(c, format, window) for c in contexts])
-        runs = _shared_runs(contexts, layer, window)
+        runs = _runs(contexts, layer, window)
         together = all(run.rows is None for run in runs)
         return cls(
             mx.array(slots),
@@ -239,19 +244,45 @@ def _row_mask(context: Context, format: KVFormat, window: int | None) -> np.ndar
     return np.where(seen, 0.0, HIDDEN).astype(np.float32)
 
 
-def _shared_runs(contexts: Sequence[Context], layer: int, window: int | None) -> list[SharedRun]:
-    """Each distinct segment once, with the rows that see any of it."""
+def _runs(contexts: Sequence[Context], layer: int, window: int | None) -> list[RunView]:
+    """Each distinct segment once, with the rows that see any of it.
+
+    Segments that a single row sees go together with those of equal length: one call for all.
+    """
     rows_of: dict[KVSegment, list[int]] = {}
     for row, context in enumerate(contexts):
         for segment in context.segments:
             if window is None or segment.stop > context.position - window + 1:
                 rows_of.setdefault(segment, []).append(row)
-    runs = []
+    views, alone = [], defaultdict[int, list[tuple[KVSegment, int]]](list)
     for segment, rows in rows_of.items():
-        everyone = len(rows) == len(contexts)
         mask = _run_mask(segment, [contexts[row] for row in rows], layer, window)
-        runs.append(SharedRun(segment, None if everyone else mx.array(rows), mask, len(rows)))
-    return runs
+        if len(rows) == 1 and mask is None:
+            alone[segment.layers[layer].num_tokens].append((segment, rows[0]))
+        else:
+            views.append(RunView((segment,), _unless_all(rows, contexts), len(rows), mask))
+    for group in alone.values():
+        for layer_group in _one_each(group):
+            segments, rows = zip(*layer_group, strict=True)
+            views.append(RunView(segments, _unless_all(rows, contexts), len(rows)))
+    return views
+
+
+def _one_each(group: list[tuple[KVSegment, int]]) -> list[list[tuple[KVSegment, int]]]:
+    """Splits (segment, row) pairs, in row order, so that no part has a row twice."""
+    parts: list[list[tuple[KVSegment, int]]] = []
+    for pair in sorted(group, key=lambda pair: pair[1]):
+        for part in parts:
+            if part[-1][1] != pair[1]:
+                part.append(pair)
+                break
+        else:
+            parts.append([pair])
+    return parts
+
+
+def _unless_all(rows: Sequence[int], contexts: Sequence[Context]) -> mx.array | None:
+    return None if len(rows) == len(contexts) else mx.array(rows)
 
 
 def _run_mask(
@@ -265,7 +296,7 @@ def _run_mask(
     return None if seen.all() else _additive(seen)
 
 
-def _merge_index(num_rows: int, runs: Sequence[SharedRun]) -> mx.array:
+def _merge_index(num_rows: int, runs: Sequence[RunView]) -> mx.array:
     """(n, P): for each row its places in the stack of [own rows, run, run, …]; unused entries
     point one past the stack, at an empty partial."""
     places: list[list[int]] = [[row] for row in range(num_rows)]

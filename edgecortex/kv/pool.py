@@ -10,9 +10,10 @@ from edgecortex.kv.batch import BatchQuantizedKVCache
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import KVFormat
 from edgecortex.kv.plan import DecodeView, SpanView, StepPlan
-from edgecortex.kv.segment import KVSegment, windowed
+from edgecortex.kv.segment import KVSegment
 
 MERGE_LIMIT = 8192  # tokens; a longer run would be copied too often for the call it saves
+LONG_RUN = 512  # tokens; from here on a run is worth a call of its own
 
 
 class BlockPool:
@@ -42,12 +43,14 @@ class BlockPool:
             BatchQuantizedKVCache(format, layer, window, dense_from)
             for layer, window in enumerate(windows)
         ]
+        self._slides = any(window is not None for window in windows)
         self.on_evict: Callable[[Context], None] = lambda context: None
         self._token_nbytes, self.row_nbytes = list(token_nbytes), row_nbytes
         self._by_slot: list[Context | None] = []
         self._reserved: dict[Context, int] = {}
         self._idle: OrderedDict[Context, None] = OrderedDict()
         self._segment_nbytes: dict[KVSegment, int] = {}
+        self._fresh: list[KVSegment] = []
 
     # Accounting.
 
@@ -218,28 +221,51 @@ class BlockPool:
             for (context, start), layers in zip(full, zip(*by_layer, strict=True), strict=True):
                 self._append(context, KVSegment(layers, start, self.format.block))
 
-    def arrays(self, plan: StepPlan) -> list[mx.array]:
-        """What a step wrote and its participants' newest segments, for evaluation."""
+    def arrays(self) -> list[mx.array]:
+        """The slabs, and the segments made since the last call, for evaluation."""
+        fresh, self._fresh = self._fresh, []
         slabs = [array for cache in self.caches for array in cache.arrays()]
-        newest = {s.context.segments[-1] for s in plan.shares if s.context.segments}
-        return slabs + [array for segment in newest for array in segment.arrays()]
+        return slabs + [array for segment in fresh for array in segment.arrays()]
 
     def _append(self, context: Context, segment: KVSegment) -> None:
-        """Attaches a sealed segment, joined to the one before it if that is ours alone."""
+        """Attaches a sealed segment, rearranging the newest ones that are the context's alone.
+
+        They become a long run and pieces of 256, 128 and 64 tokens, so that few calls serve a
+        context and pieces of many contexts have equal lengths. Where layers slide a window, all
+        of it becomes one run.
+        """
         before = self.used_bytes
-        last = context.own_segments[-1] if context.own_segments else None
-        if last and last.refs == 1 and last.num_tokens + segment.num_tokens <= MERGE_LIMIT:
+        long = None
+        while context.own_segments and (last := context.own_segments[-1]).refs == 1:
+            if last.num_tokens + segment.num_tokens > MERGE_LIMIT:
+                break
+            if not self._slides and last.num_tokens >= LONG_RUN:
+                if segment.num_tokens < LONG_RUN:
+                    break
+                long = last
             context.segments.pop()
             self._drop(last)
             segment = last.joined(segment, self.windows)
-        else:
-            layers = zip(segment.layers, self.windows, strict=True)
-            kept = [windowed(layer, window) for layer, window in layers]
-            segment = KVSegment(kept, segment.start, segment.num_tokens)
-        self.attach(context, segment)
+            if long:
+                break
+        pieces = self._pieces(segment)
+        self._fresh += pieces
+        for piece in pieces:
+            self.attach(context, piece)
         if context in self._reserved:
             grown = self.used_bytes - before
             self._reserved[context] = max(0, self._reserved[context] - grown)
+
+    def _pieces(self, segment: KVSegment) -> list[KVSegment]:
+        """A segment cut into a multiple of `LONG_RUN` tokens and powers of two below."""
+        if self._slides:
+            return [segment.windowed(self.windows)]
+        sizes = [segment.num_tokens // LONG_RUN * LONG_RUN]
+        rest, size = segment.num_tokens - sizes[0], LONG_RUN // 2
+        while rest:
+            sizes += [size] if rest >= size else []
+            rest, size = rest - (size if rest >= size else 0), max(size // 2, self.format.block)
+        return segment.split([size for size in sizes if size])
 
     def _drop(self, segment: KVSegment) -> None:
         segment.refs -= 1

@@ -130,6 +130,19 @@ class LayerKV:
         v = tuple(mx.concatenate(pair, axis=-2) for pair in zip(self.v, later.v, strict=True))
         return LayerKV(self.format, k, v, self.v_dim)
 
+    @classmethod
+    def stack(cls, layers: "Sequence[LayerKV]") -> "LayerKV":
+        """Runs of equal length along a leading axis."""
+        k = tuple(mx.stack(parts) for parts in zip(*(x.k for x in layers), strict=True))
+        v = tuple(mx.stack(parts) for parts in zip(*(x.v for x in layers), strict=True))
+        return cls(layers[0].format, k, v, layers[0].v_dim)
+
+    def member(self, index: int) -> "LayerKV":
+        """One run of a stack, in the stack's memory."""
+        k = tuple(part[index] for part in self.k)
+        v = tuple(part[index] for part in self.v)
+        return LayerKV(self.format, k, v, self.v_dim)
+
     @property
     def _v_group(self) -> int:
         return value_group(self.v_dim, self.format.group_size)[0]
@@ -175,14 +188,28 @@ class KVSegment:
 
     def joined(self, later: "KVSegment", windows: Sequence[int | None]) -> "KVSegment":
         """Both runs as one; a layer with a window keeps what its next token may still see."""
-        layers = []
-        for layer, more, window in zip(self.layers, later.layers, windows, strict=True):
-            both = layer.joined(more)
-            layers.append(windowed(both, window))
-        return KVSegment(layers, self.start, self.num_tokens + later.num_tokens)
+        pairs = zip(self.layers, later.layers, strict=True)
+        layers = [layer.joined(more) for layer, more in pairs]
+        both = KVSegment(layers, self.start, self.num_tokens + later.num_tokens)
+        return both.windowed(windows)
+
+    def windowed(self, windows: Sequence[int | None]) -> "KVSegment":
+        """Itself, less what a layer with a window need not keep for the next token."""
+        layers = [_windowed(x, window) for x, window in zip(self.layers, windows, strict=True)]
+        return KVSegment(layers, self.start, self.num_tokens)
+
+    def split(self, sizes: Sequence[int]) -> "list[KVSegment]":
+        """Consecutive parts of these sizes, in tokens."""
+        if len(sizes) == 1:
+            return [self]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        return [
+            KVSegment([x.cut(a, a + n) for x in self.layers], self.start + a, n)
+            for a, n in zip(starts, sizes, strict=True)
+        ]
 
 
-def windowed(layer: LayerKV, window: int | None) -> LayerKV:
+def _windowed(layer: LayerKV, window: int | None) -> LayerKV:
     """Drops whole blocks that no later token can see: all but `window` - 1 tokens, rounded up."""
     if window is None:
         return layer

@@ -94,7 +94,7 @@ def run_step(
     cache.update_and_fetch(mx.array(k), mx.array(v))
     out = np.array(cache.attend(mx.array(q), 1 / math.sqrt(g.k_dim)))
     pool.commit(plan)
-    mx.eval(pool.arrays(plan))
+    mx.eval(pool.arrays())
     assert out.shape == (total, g.heads * g.groups, 1, g.v_dim)
     for share in plan.shares:
         ref = refs[share.context]
@@ -124,7 +124,9 @@ actions = st.lists(
         st.tuples(st.just("open"), st.just(0)),
         st.tuples(st.just("fork"), st.integers(0, 5)),
         st.tuples(st.just("close"), st.integers(0, 5)),
-        st.tuples(st.just("step"), st.lists(st.sampled_from([1, 1, 1, 2, 5, 63, 64, 130]), max_size=6)),
+        st.tuples(
+            st.just("step"), st.lists(st.sampled_from([1, 1, 1, 2, 5, 63, 64, 130]), max_size=6)
+        ),
     ),
     min_size=4,
     max_size=12,
