@@ -26,7 +26,7 @@ System = Annotated[
     typer.Option(
         "--system",
         "-s",
-        help=f"System prompt; '' leaves it to the model. [default: {DEFAULT_SYSTEM}]",
+        help=f"System prompt; '' leaves it to the model. Default: {DEFAULT_SYSTEM}",
         show_default=False,
     ),
 ]
