@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class GenerationStats:
-    """Counts in tokens, times in seconds. `finish_reason` is `stop`, `length`, `context`,
-    `cancelled`, or None while the answer is being made."""
+    """Counts in tokens, times in seconds. `ttft_s` is the time to the first token, or to the end
+    of an answer without any. `finish_reason` is `stop`, `length`, `context`, `cancelled`,
+    `error`, or None while the answer is being made."""
 
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
@@ -83,6 +84,7 @@ class Generation:
     def finish(self, reason: str, text: str = "", error: Exception | None = None) -> None:
         """Ends the stream with the last of the text, or with an error to raise."""
         self.stats.finish_reason = reason
+        self.stats.ttft_s = self.stats.ttft_s or time.perf_counter() - self.started
         self._error = error
         self._pieces.put(text)
         self._pieces.put(None)

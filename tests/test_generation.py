@@ -60,6 +60,12 @@ def test_cancel_asks_and_is_harmless_afterwards() -> None:
     assert generation.text() == "a"
 
 
+def test_an_answer_without_tokens_has_a_time_too() -> None:
+    stats = _made_of().stats
+    assert stats.ttft_s > 0
+    assert (stats.decode_s, stats.num_generated_tokens) == (0, 0)
+
+
 def test_rates() -> None:
     stats = GenerationStats(
         num_prompt_tokens=120,
