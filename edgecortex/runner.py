@@ -116,17 +116,15 @@ def measure_dense_from(format: KVFormat, shape: Shape) -> int:
     rows = 2
     while rows < 256:
         q = mx.zeros((heads, rows, k_dim), dtype)
-        if _seconds(layer, q, dense=True) < _seconds(layer, q, dense=False):
+        seconds = [(_seconds(layer, q, True), _seconds(layer, q, False)) for _ in range(5)]
+        dense, quantized = map(min, zip(*seconds, strict=True))
+        if dense < quantized:
             break
         rows *= 2
     return rows
 
 
 def _seconds(layer: LayerKV, q: mx.array, dense: bool) -> float:
-    """The fastest of a few runs."""
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        mx.eval(layer.weighted(layer.scores(q, dense), dense))
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    start = time.perf_counter()
+    mx.eval(layer.weighted(layer.scores(q, dense), dense))
+    return time.perf_counter() - start

@@ -85,11 +85,13 @@ class LoadedModel:
     def forward(self, rows: mx.array, caches: Sequence[Any], wanted: mx.array | None) -> mx.array:
         """Logits of the `wanted` rows (all if None): (T, 1) token ids to (wanted, vocab)."""
         self.selection.rows = wanted
-        return self.model(rows, cache=list(caches))[:, -1]
+        try:
+            return self.model(rows, cache=list(caches))[:, -1]
+        finally:
+            self.selection.rows = None
 
     def reference(self, token_ids: Sequence[int]) -> mx.array:
         """Logits of mlx-lm's own attention without any cache, (L, vocab)."""
-        self.selection.rows = None
         return self.model(mx.array([list(token_ids)]))[0]
 
 
@@ -175,8 +177,23 @@ def load_model(path: Path) -> LoadedModel:
         mx.eval(model.parameters())
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(f"cannot load the model in {path}: {error}") from error
-    _route_attention(model, path)
-    return LoadedModel(path, model, Tokenizer(wrapper), config, _select_rows(model))
+    return wrap(model, Tokenizer(wrapper), config, path)
+
+
+def wrap(model: Any, tokenizer: Any, config: dict[str, Any], path: Path) -> LoadedModel:
+    """Makes an mlx-lm model attend through our caches and hand on only the rows asked for.
+
+    Raises:
+        ModelError: it is not built as a decoder whose layers attend by name.
+    """
+    try:
+        _route_attention(model, path)
+        return LoadedModel(path, model, tokenizer, config, _select_rows(model))
+    except AttributeError as error:
+        raise ModelError(
+            f"{path.name} cannot run here: expected a decoder with `model` and layers with "
+            f"`self_attn`, got {error}; choose another model"
+        ) from error
 
 
 def common_prefix_len(a: Sequence[int], b: Sequence[int]) -> int:
