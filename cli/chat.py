@@ -2,13 +2,13 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from edgecortex.cli import lines, options, transcript
-from edgecortex.errors import EdgeCortexError
+from edgecortex.errors import EdgeCortexError, StateError
 
 if TYPE_CHECKING:
     from edgecortex import Agent, Engine, Generation
@@ -28,10 +28,13 @@ def chat(
     top_p: options.TopP = 1.0,
     max_tokens: options.MaxTokens = 512,
     seed: options.Seed = None,
+    kv_format: options.KVFormatName = options.DEFAULT_FORMAT,
+    kv_budget: options.KVBudget = None,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands."""
     sampling = options.sampling_of(temp, top_p, max_tokens, seed)
-    with options.load_engine(model) as engine:
+    config = options.engine_config(kv_format, kv_budget)
+    with options.load_engine(model, config) as engine:
         talk = Chat(engine, options.make_agent(engine, system, sampling))
         talk.welcome(model)
         interactive = lines.is_interactive()
@@ -134,7 +137,16 @@ class Chat:
 @contextmanager
 def _interrupt_cancels(generation: "Generation") -> Iterator[None]:
     """Ctrl-C ends the answer rather than the program."""
-    before = signal.signal(signal.SIGINT, lambda *_: generation.cancel())
+
+    def cancel(*_: object) -> None:
+        with suppress(StateError):  # it is ending already
+            generation.cancel()
+
+    def cancel(*_: object) -> None:
+        with suppress(StateError):  # it has been pressed before, or the answer has just ended
+            generation.cancel()
+
+    before = signal.signal(signal.SIGINT, cancel)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from edgecortex.errors import StateError
 from edgecortex.generation import Generation, GenerationStats
 
 
@@ -53,10 +54,18 @@ def test_a_reader_waits_for_the_engine() -> None:
     assert read == ["a"]
 
 
-def test_cancel_asks_and_is_harmless_afterwards() -> None:
-    generation = _made_of("a")
+def test_cancel_asks_once() -> None:
+    generation = Generation()
     generation.cancel()
     assert generation.cancelled
+    with pytest.raises(StateError, match="being cancelled already"):
+        generation.cancel()
+
+
+def test_a_complete_answer_cannot_be_cancelled() -> None:
+    generation = _made_of("a")
+    with pytest.raises(StateError, match="complete"):
+        generation.cancel()
     assert generation.text() == "a"
 
 

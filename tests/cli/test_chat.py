@@ -1,14 +1,15 @@
 """`edgecortex chat` on the real model, by pipe and at a terminal."""
 
 import json
+import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edgecortex import Engine, EngineConfig
-from edgecortex.cli.chat import Chat
+from edgecortex import Engine, EngineConfig, Generation
+from edgecortex.cli.chat import Chat, _interrupt_cancels
 from tests.cli.conftest import Cli
 from tests.cli.terminal import CTRL_C, CTRL_D, ENTER, READY, UP, Terminal, pasted
 
@@ -96,6 +97,15 @@ def test_an_answer_that_meets_the_limit_says_so(
 ) -> None:
     talk.take("Write a long story about a dog.")
     assert capsys.readouterr().err == "(stopped: the context is full)\n"
+
+
+def test_ctrl_c_twice_is_as_good_as_once() -> None:
+    generation = Generation()
+    with _interrupt_cancels(generation):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    assert generation.cancelled
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_at_a_terminal(tmp_path: Path, smollm2: Path) -> None:
