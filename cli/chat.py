@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -137,10 +137,6 @@ class Chat:
 @contextmanager
 def _interrupt_cancels(generation: "Generation") -> Iterator[None]:
     """Ctrl-C ends the answer rather than the program."""
-
-    def cancel(*_: object) -> None:
-        with suppress(StateError):  # it is ending already
-            generation.cancel()
 
     def cancel(*_: object) -> None:
         with suppress(StateError):  # it has been pressed before, or the answer has just ended
