@@ -48,8 +48,8 @@ def show(report: Report, as_json: bool) -> None:
         print(json.dumps(report, ensure_ascii=False))
         return
     console = Console(highlight=False)
-    console.print(", ".join(str(value) for value in report["machine"].values()))
-    console.print(", ".join(f"{name} {value}" for name, value in report["settings"].items()))
+    for part in ("machine", "settings"):
+        console.print(", ".join(f"{name} {value}" for name, value in report[part].items()))
     columns = list(dict.fromkeys(key for row in report["rows"] for key in row))
     table = Table(*columns)
     for row in report["rows"]:
