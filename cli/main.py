@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import edgecortex
-from edgecortex.cli import bench, chat, doctor, models, run
+from edgecortex.cli import batch, bench, chat, doctor, models, run
 from edgecortex.errors import ConfigError, EdgeCortexError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command()(chat.chat)
 app.command()(run.run)
+app.command()(batch.batch)
 app.add_typer(models.app, name="models")
 app.command()(doctor.doctor)
 app.add_typer(bench.app, name="bench")

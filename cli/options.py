@@ -1,5 +1,6 @@
-"""What `chat` and `run` have in common: their options, and an engine made of them."""
+"""What `chat`, `run` and `batch` have in common: their options, and an engine made of them."""
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,13 +8,16 @@ from rich.console import Console
 
 from edgecortex import models
 from edgecortex.cli.models import progress_bar
-from edgecortex.errors import PromptError
+from edgecortex.config import EngineConfig, SamplingParams
+from edgecortex.errors import ConfigError, PromptError
+from edgecortex.kv.format import FORMATS
 
 if TYPE_CHECKING:
-    from edgecortex import Agent, Engine, SamplingParams
+    from edgecortex import Agent, Engine
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_SYSTEM = "You are a helpful assistant."
+DEFAULT_FORMAT = EngineConfig.kv_format
 
 Model = Annotated[
     str,
@@ -38,19 +42,47 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longest answer, in
 Seed = Annotated[
     int | None, typer.Option("--seed", help="Makes sampled answers repeatable.", show_default=False)
 ]
+KVFormatName = Annotated[
+    str, typer.Option("--kv-format", help=f"How KV is stored, one of: {', '.join(FORMATS)}.")
+]
+KVBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-budget",
+        help="Memory for KV in bytes, or with a suffix K, M or G (powers of 1,024) such as 512M. "
+        "Default: half of what the device has.",
+        show_default=False,
+    ),
+]
 
 
-def sampling_of(temp: float, top_p: float, max_tokens: int, seed: int | None) -> "SamplingParams":
+def sampling_of(temp: float, top_p: float, max_tokens: int, seed: int | None) -> SamplingParams:
     """
     Raises:
         ConfigError: a value out of its range.
     """
-    from edgecortex import SamplingParams
-
     return SamplingParams(temp, top_p, max_tokens, seed)
 
 
-def load_engine(model: str) -> "Engine":
+def engine_config(kv_format: str, kv_budget: str | None) -> EngineConfig:
+    """
+    Raises:
+        ConfigError: no such format, or not a number of bytes.
+    """
+    num_bytes = None if kv_budget is None else _num_bytes(kv_budget)
+    return EngineConfig(kv_format=kv_format, kv_budget_bytes=num_bytes)
+
+
+def _num_bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([KMG]?)", text.strip().upper())
+    if match is None:
+        raise ConfigError(
+            f"--kv-budget must be a number of bytes such as 2000000, 512M or 2G, got {text!r}"
+        )
+    return int(float(match[1]) * 1024 ** " KMG".index(match[2] or " "))
+
+
+def load_engine(model: str, config: EngineConfig) -> "Engine":
     """Loads a model; fetching and loading show on stderr."""
     if models.find(model) is None:
         with progress_bar() as progress:
@@ -58,18 +90,23 @@ def load_engine(model: str) -> "Engine":
     with Console(stderr=True).status(f"loading {model}"):
         from edgecortex import Engine
 
-        return Engine.load(model)
+        return Engine.load(model, config=config)
 
 
-def make_agent(engine: "Engine", system: str | None, sampling: "SamplingParams") -> "Agent":
-    """An agent; without `--system` a model with a chat template gets a plain default."""
+def make_agent(engine: "Engine", system: str | None, sampling: SamplingParams) -> "Agent":
+    """An agent with the system prompt asked for, or the default."""
+    return engine.agent(system=system_prompt(engine, system), sampling=sampling)
+
+
+def system_prompt(engine: "Engine", system: str | None) -> str | None:
+    """Without `--system` a model with a chat template gets a plain default."""
     if system is None and engine.model.tokenizer.has_chat_template:
         system = DEFAULT_SYSTEM
-    return engine.agent(system=system or None, sampling=sampling)
+    return system or None
 
 
-def decoded(data: bytes) -> str:
-    """Text that came in on stdin.
+def decoded(data: bytes, source: str = "stdin") -> str:
+    """Text that came in from somewhere.
 
     Raises:
         PromptError: it is not UTF-8.
@@ -78,6 +115,6 @@ def decoded(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(
-            f"stdin is not text: expected UTF-8, got byte 0x{data[error.start]:02x} at "
+            f"{source} is not text: expected UTF-8, got byte 0x{data[error.start]:02x} at "
             f"{error.start}; convert it first, for example with iconv"
         ) from error

@@ -23,14 +23,17 @@ def run(
     top_p: options.TopP = 1.0,
     max_tokens: options.MaxTokens = 512,
     seed: options.Seed = None,
+    kv_format: options.KVFormatName = options.DEFAULT_FORMAT,
+    kv_budget: options.KVBudget = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: text, tokens and timings.")
     ] = False,
 ) -> None:
     """Answer one prompt. Only the answer goes to stdout."""
     sampling = options.sampling_of(temp, top_p, max_tokens, seed)
+    config = options.engine_config(kv_format, kv_budget)
     text = _whole_prompt(prompt)
-    with options.load_engine(model) as engine:
+    with options.load_engine(model, config) as engine:
         generation = options.make_agent(engine, system, sampling).chat(text)
         if as_json:
             print(json.dumps(_record(model, generation), ensure_ascii=False))

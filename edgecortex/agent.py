@@ -1,5 +1,6 @@
 """A named conversation on an engine."""
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,22 +12,32 @@ from edgecortex.generation import Generation
 if TYPE_CHECKING:
     from edgecortex.engine import Engine
 
+AnswerHook = Callable[[str | None, bool], None]
+"""Takes an answer's text, None if it failed, and whether a stop string cut it."""
+
 
 class Agent:
     """Talks with the engine's model and remembers. Made by `Engine.agent()`.
 
     One answer at a time: a second `chat` while one is being made raises `StateError`. When the
     context reaches the model's limit the oldest turns are dropped, the system prompt is kept,
-    and `GenerationStats.num_dropped_messages` says so.
+    and `GenerationStats.num_dropped_messages` says so. An answer that ends with an error leaves
+    the conversation as it was before the question; one that is cancelled stays as far as it got.
     """
 
     def __init__(
-        self, engine: "Engine", name: str, conversation: Conversation, sampling: SamplingParams
+        self,
+        engine: "Engine",
+        name: str,
+        conversation: Conversation,
+        sampling: SamplingParams,
+        priority: int = 0,
     ) -> None:
         self.engine = engine
         self.name = name
         self.conversation = conversation
         self.sampling = sampling
+        self.priority = priority
         self.closed = False
         self._current: Generation | None = None
 
@@ -58,30 +69,55 @@ class Agent:
         max_context = self.engine.context_length
         reserve = min(sampling.max_tokens, max_context // 4)
         prompt_ids, num_dropped = self.conversation.ask(text, max_context, reserve)
-        generation = Generation()
+        self._current = generation = Generation()
         generation.stats.num_dropped_messages = num_dropped
-        self._current = generation
-        self.engine.submit(self, prompt_ids, sampling, generation, self._answered)
+        try:
+            self.engine.submit(self, prompt_ids, sampling, generation, self._answered)
+        except ClosedError:
+            self._answered(None, False)
+            raise
         return generation
 
+    def fork(self, name: str | None = None) -> "Agent":
+        """A new agent that has lived through the same conversation and goes on by itself.
+
+        Costs one row of full-precision KV: all sealed KV is shared. Where there is no room for
+        the row now, the child's KV is computed anew when it is asked something.
+
+        Raises:
+            StateError: an answer is still being made.
+            ClosedError: the agent or its engine is closed.
+        """
+        self._check_idle("fork")
+        return self.engine.fork(self, name)
+
     def reset(self) -> None:
-        """Forgets all turns but the system prompt, and frees the KV."""
+        """Forgets all turns but the system prompt, and frees the KV.
+
+        Raises:
+            StateError: an answer is still being made.
+            ClosedError: the agent is closed.
+        """
         self._check_idle("reset")
         self.conversation.reset()
         self.engine.release(self)
 
     def close(self) -> None:
         """Frees the agent's KV. Closing twice is harmless; an answer in progress is cancelled."""
-        if self._current:
-            self._current.cancel()
+        if generation := self._current:
+            with contextlib.suppress(StateError):  # it has just ended, or is about to
+                generation.cancel()
         if not self.closed:
             self.closed = True
             self.engine.release(self)
 
-    def _answered(self, generation: Generation, text: str) -> None:
+    def _answered(self, text: str | None, cut: bool) -> None:
         """Called on the engine's thread when an answer is complete, before its consumer sees it."""
-        self.conversation.answered(text, generation.token_ids)
-        self._current = None
+        generation, self._current = self._current, None
+        if text is None or generation is None:
+            self.conversation.withdraw()
+        else:
+            self.conversation.answered(text, generation.token_ids, cut)
 
     def _check_idle(self, action: str) -> None:
         if self.closed:
@@ -91,6 +127,3 @@ class Agent:
                 f"cannot {action}: agent {self.name!r} is still answering; "
                 "read the answer to its end, or cancel it"
             )
-
-
-AnswerHook = Callable[[Generation, str], None]

@@ -16,7 +16,8 @@ class SamplingParams:
     """How one answer is sampled.
 
     `temperature` 0 is greedy. `top_p` keeps the smallest set of tokens with that probability.
-    `seed` makes a sampled answer repeatable, whoever else is in the batch; None draws one.
+    `seed` (32 bits) makes a sampled answer repeatable, whoever else is in the batch; None
+    draws one.
     `stop` strings end the answer and are not part of it.
 
     Raises:
@@ -33,7 +34,8 @@ class SamplingParams:
         _check(0 <= self.temperature <= 100, "temperature", "between 0 and 100", self.temperature)
         _check(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
         _check(self.max_tokens >= 1, "max_tokens", "at least 1", self.max_tokens)
-        _check(self.seed is None or self.seed >= 0, "seed", "0 or more", self.seed)
+        in_range = self.seed is None or 0 <= self.seed < 1 << 32
+        _check(in_range, "seed", "between 0 and 4,294,967,295", self.seed)
         _check(all(self.stop), "stop", "strings of at least one character", self.stop)
 
 

@@ -1,5 +1,6 @@
 """The text side of an agent: messages, and the token ids that stand for them."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +33,7 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     _rendered: str = ""
+    _before: tuple[list[Message], list[int], str] | None = None
 
     def __post_init__(self) -> None:
         self.reset()
@@ -39,7 +41,13 @@ class Conversation:
     def reset(self) -> None:
         """Forgets everything but the system prompt."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
-        self.token_ids, self._rendered = [], ""
+        self.token_ids, self._rendered, self._before = [], "", None
+
+    def copy(self) -> "Conversation":
+        """The same turns, to be continued in another way."""
+        twin = copy.copy(self)
+        twin.messages = [dict(message) for message in self.messages]
+        return twin
 
     def ask(self, text: str, max_context: int, reserve: int) -> tuple[list[int], int]:
         """Adds a user's turn: the ids of the whole prompt, and how many messages were dropped.
@@ -58,14 +66,21 @@ class Conversation:
         if len(ids) + reserve > max_context:
             messages, rendered, ids = self._shorten(messages, max_context, reserve)
             num_dropped = len(self.messages) + 1 - len(messages)
-        self.messages, self._rendered, self.token_ids = messages, rendered, ids
+        self._before = self.messages, self.token_ids, self._rendered
+        self.messages, self.token_ids, self._rendered = messages, ids, rendered
         return ids, num_dropped
 
-    def answered(self, text: str, token_ids: list[int]) -> None:
-        """Adds the assistant's turn, made of `token_ids`."""
-        self.messages.append({"role": "assistant", "content": text})
+    def withdraw(self) -> None:
+        """Undoes the last `ask`, which got no answer."""
+        if self._before:
+            self.messages, self.token_ids, self._rendered = self._before
+            self._before = None
+
+    def answered(self, text: str, token_ids: list[int], cut: bool = False) -> None:
+        """Adds the assistant's turn, made of `token_ids`; `cut` if they say more than `text`."""
+        self.messages = [*self.messages, {"role": "assistant", "content": text}]
         self.token_ids = self.token_ids + token_ids
-        self._rendered += text
+        self._rendered, self._before = "" if cut else self._rendered + text, None
 
     def _encode(self, rendered: str) -> list[int]:
         if self._rendered and rendered.startswith(self._rendered):

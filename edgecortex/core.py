@@ -1,5 +1,6 @@
 """The engine's inside: single-threaded, one `step()` at a time."""
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ class EngineCore:
         self.runner = ModelRunner(model, config)
         self.pool = self.runner.pool
         self.scheduler = Scheduler(config, self._admit)
-        self.overhead_s = self.forward_s = 0.0
+        self.overhead_s = self.sample_s = 0.0  # so far, in steps
         self._contexts: dict[Agent, Context] = {}
         self.pool.on_evict = self._forget
 
@@ -54,9 +55,12 @@ class EngineCore:
             self.scheduler.add(request)
 
     def fork(self, parent: "Agent", child: "Agent") -> None:
-        """Gives `child` the KV of `parent`, if it has any."""
-        if parent in self._contexts:
-            self._contexts[child] = self.pool.fork(self._contexts[parent])
+        """Gives `child` the KV of `parent`, if it has any and there is room for one more row."""
+        if context := self._contexts.get(parent):
+            self.pool.acquire(context, context.num_own)  # in use it is not evicted for the child
+            with contextlib.suppress(BudgetError):
+                self._contexts[child] = self.pool.fork(context)
+            self.pool.release(context)
 
     def release(self, agent: "Agent") -> None:
         """Frees an agent's KV; an answer in progress ends as cancelled."""
@@ -86,40 +90,39 @@ class EngineCore:
         if not batch:
             self._refuse_stuck()
             return
+        elsewhere = self.runner.model_s + self.sample_s
         try:
-            done, logits, forward_s = self._run(batch)
-            self._postprocess(done, logits)
+            self._postprocess(*self._run(batch))
         except Exception as error:
             for request, _ in batch:
                 self._fail(request, error)
             return
         seconds = time.perf_counter() - start
-        self.forward_s += forward_s
-        self.overhead_s += seconds - forward_s
+        self.overhead_s += seconds - (self.runner.model_s + self.sample_s - elsewhere)
         self.scheduler.observe([n for _, n in batch], seconds)
 
-    def _run(self, batch: list[tuple[Request, int]]) -> tuple[list[Request], mx.array, float]:
-        """Feeds the batch. Returns who gets a token, the logits of just these, and seconds."""
+    def _run(self, batch: list[tuple[Request, int]]) -> tuple[list[Request], mx.array]:
+        """Feeds the batch. Returns who gets a token, and the logits of just these."""
         by_context = {}
         feed = []
         for request, share in batch:
             assert request.context is not None
             by_context[request.context] = request
-            fed = request.context.num_own
-            feed.append((request.context, request.token_ids[fed : fed + share]))
-        start = time.perf_counter()
+            feed.append((request.context, request.next_ids(share)))
         contexts, logits = self.runner.run(feed)
-        seconds = time.perf_counter() - start
         rows = [i for i, c in enumerate(contexts) if by_context[c].pending() == 0]
         if len(rows) < len(contexts):
             logits = logits[mx.array(rows, dtype=mx.int32)]
-        return [by_context[contexts[row]] for row in rows], logits, seconds
+        return [by_context[contexts[row]] for row in rows], logits
 
     def _postprocess(self, done: list[Request], logits: mx.array) -> None:
         if not done:
             return
         choices = [(r.sampling, r.seed, r.generation.stats.num_generated_tokens) for r in done]
-        for request, token in zip(done, sample(logits, choices), strict=True):
+        start = time.perf_counter()
+        tokens = sample(logits, choices)
+        self.sample_s += time.perf_counter() - start
+        for request, token in zip(done, tokens, strict=True):
             if reason := self._take(request, token):
                 self._finish(request, reason)
 
@@ -129,9 +132,9 @@ class EngineCore:
             return "stop"
         request.detokenizer.add_token(token)
         request.text += request.detokenizer.last_segment
-        stopped = _cut_at_stop(request)
-        request.generation.add_token(token, _emit(request, hold=not stopped))
-        if stopped:
+        _cut_at_stop(request)
+        request.generation.add_token(token, _emit(request, hold=not request.cut))
+        if request.cut:
             return "stop"
         stats = request.generation.stats
         if stats.num_generated_tokens >= request.sampling.max_tokens:
@@ -141,11 +144,13 @@ class EngineCore:
 
     def _finish(self, request: Request, reason: str, error: Exception | None = None) -> None:
         self.scheduler.remove(request)
-        request.detokenizer.finalize()
-        request.text += request.detokenizer.last_segment if reason != "stop" else ""
+        if not request.cut:
+            request.detokenizer.finalize()
+            request.text += request.detokenizer.last_segment
+            _cut_at_stop(request)
         if request.context is not None:
             self.pool.release(request.context)
-        request.answered(request.generation, request.text)
+        request.answered(None if error else request.text, request.cut)
         request.generation.finish(reason, _emit(request, hold=False), error)
 
     def _fail(self, request: Request, error: Exception) -> None:
@@ -196,13 +201,12 @@ class EngineCore:
         del self._contexts[agent]
 
 
-def _cut_at_stop(request: Request) -> bool:
+def _cut_at_stop(request: Request) -> None:
     """Cuts the text before the first stop string, if one has come up."""
     places = [request.text.find(stop) for stop in request.sampling.stop]
     found = [place for place in places if place >= 0]
     if found:
-        request.text = request.text[: min(found)]
-    return bool(found)
+        request.text, request.cut = request.text[: min(found)], True
 
 
 def _emit(request: Request, hold: bool) -> str:

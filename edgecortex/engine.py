@@ -1,11 +1,12 @@
 """The engine: one resident model and the one thread that owns MLX."""
 
 import atexit
+import contextlib
 import itertools
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Engine:
     core: EngineCore
     _thread: threading.Thread | None = None
     _closed: bool = False
+    _posting: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def load(
@@ -103,17 +105,25 @@ class Engine:
         *,
         system: str | None = None,
         sampling: SamplingParams | None = None,
+        priority: int = 0,
     ) -> Agent:
-        """A new agent with an empty context."""
+        """A new agent with an empty context.
+
+        Args:
+            priority: lower goes first where answers wait for room or read their prompts.
+
+        Raises:
+            ClosedError: the engine is closed.
+        """
         self._check_open()
-        name = name or f"agent-{next(_agent_numbers)}"
         conversation = Conversation(self.model.tokenizer, system)
-        return Agent(self, name, conversation, sampling or SamplingParams())
+        return Agent(self, _named(name), conversation, sampling or SamplingParams(), priority)
 
     def close(self) -> None:
         """Ends the engine's thread; answers in progress end as cancelled. Twice is harmless."""
-        if not self._closed:
-            self._closed = True
+        with self._posting:
+            self._closed, was_closed = True, self._closed
+        if not was_closed:
             atexit.unregister(self.close)
             self._inbox.put(None)
             if self._thread:
@@ -135,16 +145,28 @@ class Engine:
         generation: Generation,
         answered: AnswerHook,
     ) -> None:
-        """Queues an answer to be made."""
-        self._check_open()
+        """Queues an answer to be made.
+
+        Raises:
+            ClosedError: the engine is closed.
+        """
         detokenizer = self.model.tokenizer.detokenizer()
-        request = Request(agent, prompt_ids, sampling, generation, answered, detokenizer)
-        self._inbox.put(lambda: self.core.add(request))
+        request = Request(
+            agent, prompt_ids, sampling, generation, answered, detokenizer, agent.priority
+        )
+        self._post(lambda: self.core.add(request))
+
+    def fork(self, parent: Agent, name: str | None) -> Agent:
+        """A copy of an agent that shares its sealed KV."""
+        conversation = parent.conversation.copy()
+        child = Agent(self, _named(name), conversation, parent.sampling, parent.priority)
+        self.call(lambda: self.core.fork(parent, child))
+        return child
 
     def release(self, agent: Agent) -> None:
-        """Frees an agent's KV."""
-        if not self._closed:
-            self._inbox.put(lambda: self.core.release(agent))
+        """Frees an agent's KV; harmless on a closed engine, which holds none."""
+        with contextlib.suppress(ClosedError):
+            self._post(lambda: self.core.release(agent))
 
     def kv_nbytes(self, agent: Agent) -> int:
         """Bytes of KV that an agent holds."""
@@ -152,7 +174,6 @@ class Engine:
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Runs `function` on the engine's thread, between two steps, and returns its result."""
-        self._check_open()
         reply: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
         def run() -> None:
@@ -161,11 +182,17 @@ class Engine:
             except Exception as error:
                 reply.put((None, error))
 
-        self._inbox.put(run)
+        self._post(run)
         value, error = reply.get()
         if error:
             raise error
         return value
+
+    def _post(self, call: Callable[[], None]) -> None:
+        """Hands a call to the engine's thread, which serves all that came before its end."""
+        with self._posting:
+            self._check_open()
+            self._inbox.put(call)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -173,3 +200,7 @@ class Engine:
 
 
 _agent_numbers = itertools.count(1)
+
+
+def _named(name: str | None) -> str:
+    return name or f"agent-{next(_agent_numbers)}"

@@ -1,9 +1,13 @@
 """One answer as it is made: an iterator of text that can be stopped and measured."""
 
+import asyncio
+import contextlib
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+
+from edgecortex.errors import StateError
 
 
 @dataclass
@@ -36,7 +40,9 @@ class GenerationStats:
 class Generation:
     """Iterates over an answer's text as it comes. One consumer; `text()` waits for all of it.
 
-    Iterating raises what stopped the answer, if an error did.
+    `for` waits in the caller's thread, `async for` in its event loop without blocking it, so
+    one loop can follow any number of answers. Either raises what stopped the answer, if an
+    error did.
     """
 
     stats: GenerationStats = field(default_factory=GenerationStats)
@@ -47,17 +53,30 @@ class Generation:
     _text: list[str] = field(default_factory=list)
     _error: Exception | None = None
     _done: bool = False
+    _wake: Callable[[], None] = lambda: None
 
     def __iter__(self) -> Iterator[str]:
         while not self._done:
-            piece = self._pieces.get()
-            if piece is None:
-                self._done = True
-            elif piece:
-                self._text.append(piece)
-                yield piece
-        if self._error:
-            raise self._error
+            if text := self._read():
+                yield text
+        self._raise()
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(ready.set)
+
+        self._wake = wake
+        while not self._done:
+            ready.clear()
+            while not (self._done or self._pieces.empty()):
+                if text := self._read():
+                    yield text
+            if not self._done:
+                await ready.wait()
+        self._raise()
 
     def text(self) -> str:
         """The whole answer, once it is complete."""
@@ -66,8 +85,26 @@ class Generation:
         return "".join(self._text)
 
     def cancel(self) -> None:
-        """Asks the engine to stop; what was made so far stays. Harmless once it is complete."""
+        """Asks the engine to stop; what was made so far stays.
+
+        Raises:
+            StateError: it has been cancelled before, or the answer is complete.
+        """
+        if self.cancelled or self.stats.finish_reason:
+            state = "complete" if self.stats.finish_reason else "being cancelled already"
+            raise StateError(f"cannot cancel: the answer is {state}")
         self.cancelled = True
+
+    def _read(self) -> str:
+        """The next piece, which may be empty; waits for it."""
+        piece = self._pieces.get()
+        self._done = piece is None
+        self._text.append(piece or "")
+        return piece or ""
+
+    def _raise(self) -> None:
+        if self._error:
+            raise self._error
 
     # The engine's side.
 
@@ -79,12 +116,16 @@ class Generation:
         if self.stats.num_generated_tokens == 1:
             self.stats.ttft_s = now
         self.stats.decode_s = now - self.stats.ttft_s
-        self._pieces.put(text)
+        self._put(text)
 
     def finish(self, reason: str, text: str = "", error: Exception | None = None) -> None:
         """Ends the stream with the last of the text, or with an error to raise."""
         self.stats.finish_reason = reason
         self.stats.ttft_s = self.stats.ttft_s or time.perf_counter() - self.started
         self._error = error
-        self._pieces.put(text)
-        self._pieces.put(None)
+        self._put(text)
+        self._put(None)
+
+    def _put(self, piece: str | None) -> None:
+        self._pieces.put(piece)
+        self._wake()

@@ -27,6 +27,7 @@ class Request:
     detokenizer: Any
     priority: int = 0
     text: str = ""
+    cut: bool = False  # at a stop string
     num_emitted: int = 0
     seed: int = field(default_factory=lambda: secrets.randbits(32))
     context: Context | None = None
@@ -44,6 +45,14 @@ class Request:
     def max_tokens(self) -> int:
         """The longest that its context can get."""
         return len(self.prompt_ids) + self.sampling.max_tokens
+
+    def next_ids(self, count: int) -> list[int]:
+        """The next `count` tokens to feed."""
+        assert self.context is not None
+        fed, prompt = self.context.num_own, len(self.prompt_ids)
+        if fed < prompt:
+            return self.token_ids[fed : fed + count]
+        return self.generation.token_ids[fed - prompt : fed - prompt + count]
 
     def pending(self) -> int:
         """Tokens that are not in the KV yet."""
