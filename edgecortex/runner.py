@@ -23,6 +23,7 @@ class ModelRunner:
 
     def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
         self.model = model
+        self.model_s = 0.0  # spent in forward passes so far
         format = kv_format(config.kv_format)
         shapes = _probe(model)
         windows = model.windows()
@@ -44,9 +45,14 @@ class ModelRunner:
         plan = StepPlan.build(feed)
         self.pool.begin(plan)
         wanted = None if all_rows else plan.last_rows()
+        start = time.perf_counter()
         logits = self.model.forward(plan.tokens, self.pool.caches, wanted)
+        built = time.perf_counter()
         self.pool.commit(plan)
-        mx.eval(logits, self.pool.arrays())
+        arrays = self.pool.arrays()
+        committed = time.perf_counter()
+        mx.eval(logits, arrays)
+        self.model_s += time.perf_counter() - committed + built - start
         return [share.context for share in plan.shares], logits
 
 

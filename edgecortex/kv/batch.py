@@ -33,6 +33,9 @@ class BatchQuantizedKVCache:
         self._k: mx.array | None = None
         self._v: mx.array | None = None
         self._new: tuple[mx.array, mx.array] | None = None
+        self._plan: StepPlan | None = None
+        self._decode_view: DecodeView | None = None
+        self._span_views: Sequence[SpanView] = ()
         self._stacks: dict[tuple[KVSegment, ...], LayerKV] = {}
         self._used_stacks: dict[tuple[KVSegment, ...], LayerKV] = {}
 
@@ -58,6 +61,8 @@ class BatchQuantizedKVCache:
     def reorder(self, slots: mx.array) -> None:
         """Keeps these slots' rows, in this order; the slab is let go when none is left."""
         self.num_slots = slots.size
+        self._plan, self._decode_view, self._span_views = None, None, ()
+        self._stacks, self._used_stacks = {}, {}
         self._k, self._v = (
             x[slots] if x is not None and slots.size else None for x in (self._k, self._v)
         )
@@ -77,6 +82,7 @@ class BatchQuantizedKVCache:
     @property
     def offset(self) -> mx.array:
         """The position of each row, (T,)."""
+        assert self._plan is not None
         return self._plan.positions
 
     def make_mask(self, *_: object, **__: object) -> None:

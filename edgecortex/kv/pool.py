@@ -114,7 +114,7 @@ class BlockPool:
             BudgetError: not even its row fits.
         """
         if None not in self._by_slot:
-            self._grow(1 + len(self._by_slot) // 16)
+            self._grow(1 + len(self._by_slot) // 32)
         slot = self._by_slot.index(None)
         context = self._by_slot[slot] = Context(slot)
         return context

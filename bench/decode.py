@@ -1,0 +1,70 @@
+"""How fast many agents decode together, held against mlx-lm on the same weights and BLAS.
+
+Each side runs in a process of its own, in turns: ours, mlx-lm, ours, mlx-lm, …
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from edgecortex.bench.report import Report, Row, make_report, median
+from edgecortex.errors import EdgeCortexError
+from edgecortex.models import resolve
+
+# Prompt lengths of the agents, in tokens.
+SCENARIOS = {
+    "alone": [512],
+    "one": [64],
+    "equal16": [64] * 16,
+    "mixed16": [1024] + [64] * 15,
+}
+
+
+def measure(model: str, repeat: int, progress: Callable[[str], None]) -> Report:
+    """Runs both sides `repeat` times; figures are medians.
+
+    Raises:
+        EdgeCortexError: a side failed.
+    """
+    path = str(resolve(model))
+    rows: list[Row] = []
+    for turn in range(repeat):
+        for side in ("ours", "mlx_lm"):
+            progress(f"{side}, round {turn + 1} of {repeat}")
+            rows += [{"round": turn + 1, "side": side, **row} for row in _run(side, path)]
+    settings = {"model": model, "repeat": repeat, "scenarios": SCENARIOS}
+    return make_report("decode", settings, _figures(rows), rows)
+
+
+def _run(side: str, path: str) -> list[Row]:
+    command = [sys.executable, "-m", f"edgecortex.bench.decode_{side}", path]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise EdgeCortexError(f"the {side} side failed: {done.stderr.strip()[-2000:]}")
+    return list(json.loads(done.stdout))
+
+
+def _figures(rows: list[Row]) -> dict[str, float]:
+    def value(side: str, scenario: str, key: str = "tokens_per_s") -> float:
+        found = [r[key] for r in rows if (r["side"], r["scenario"]) == (side, scenario)]
+        return float(median(found))
+
+    ours, peer = "ours", "mlx_lm"
+    return {
+        "decode.alone_over_mlx_lm": value(ours, "alone") / value(peer, "alone"),
+        "decode.equal16_over_1": value(ours, "equal16") / value(ours, "one"),
+        "decode.equal16_over_mlx_lm": value(ours, "equal16") / value(peer, "equal16"),
+        "decode.mixed16_over_equal16": value(ours, "mixed16") / value(ours, "equal16"),
+        "decode.mixed16_over_mlx_lm": value(ours, "mixed16") / value(peer, "mixed16"),
+        "decode.prefix64_memory": value(ours, "prefix64", "memory_ratio"),
+        "decode.prefix64_over_private": value(ours, "prefix64") / value(ours, "private64"),
+        "decode.gap_during_prefill": value(ours, "gap", "ratio"),
+        "decode.overhead_pct": value(ours, "equal16", "overhead_pct"),
+    }
+
+
+def worker(measurements: Callable[[str], list[dict[str, Any]]]) -> None:
+    """The main function of a side: the model's folder in, rows as JSON out."""
+    print(json.dumps(measurements(sys.argv[1])))

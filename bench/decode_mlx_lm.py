@@ -1,0 +1,69 @@
+"""mlx-lm's side of the decode benchmark: `python -m edgecortex.bench.decode_mlx_lm FOLDER`.
+
+Its own model, caches and loops, on the same weights in the same dtype and the same BLAS.
+"""
+
+import time
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import BatchGenerator, stream_generate
+from mlx_lm.utils import dequantize_model, load
+
+import edgecortex  # noqa: F401  (before mlx: it opens the BLAS)
+from edgecortex.bench.decode import SCENARIOS, worker
+from edgecortex.bench.text import prompts
+from edgecortex.models.adapter import Tokenizer, compute_dtype
+
+NUM_STEPS = 48
+MAX_SECONDS = 20.0
+
+
+def measurements(path: str) -> list[dict[str, Any]]:
+    """All scenarios: one agent through `stream_generate`, more through `BatchGenerator`."""
+    model, tokenizer = load(path)[:2]
+    if (dtype := compute_dtype()) is not None:
+        model.set_dtype(dtype)
+        model = dequantize_model(model)
+    tokenizer.eos_token_ids = set()
+    mx.eval(model.parameters())
+    rows = []
+    for name, lengths in SCENARIOS.items():
+        ids = prompts(Tokenizer(tokenizer), lengths)
+        one = len(lengths) == 1
+        rate, nbytes = _alone(model, tokenizer, ids[0]) if one else _together(model, ids)
+        rows.append({"scenario": name, "tokens_per_s": rate, "kv_bytes": nbytes})
+    return rows
+
+
+def _alone(model: Any, tokenizer: Any, ids: list[int]) -> tuple[float, int]:
+    from mlx_lm.models.cache import make_prompt_cache
+
+    cache = make_prompt_cache(model)
+    last = None
+    for last in stream_generate(
+        model, tokenizer, ids, max_tokens=NUM_STEPS + 1, prompt_cache=cache
+    ):
+        if last.generation_tokens == 1:
+            start = time.perf_counter()
+    assert last is not None
+    rate = (last.generation_tokens - 1) / (time.perf_counter() - start)
+    return rate, sum(layer.nbytes for layer in cache)
+
+
+def _together(model: Any, ids: list[list[int]]) -> tuple[float, int]:
+    generator = BatchGenerator(model, max_tokens=4096, completion_batch_size=len(ids))
+    generator.insert(ids)
+    spoken: set[int] = set()
+    while len(spoken) < len(ids):
+        spoken |= {response.uid for response in generator.next_generated()}
+    tokens, start = 0, time.perf_counter()
+    for _ in range(NUM_STEPS):
+        tokens += len(generator.next_generated())
+        if time.perf_counter() - start > MAX_SECONDS:
+            break
+    return tokens / (time.perf_counter() - start), generator.prompt_cache_nbytes
+
+
+if __name__ == "__main__":
+    worker(measurements)

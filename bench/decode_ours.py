@@ -1,0 +1,154 @@
+"""Our side of the decode benchmark: `python -m edgecortex.bench.decode_ours FOLDER`."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from edgecortex.bench.decode import SCENARIOS, worker
+from edgecortex.bench.text import prompts
+from edgecortex.config import EngineConfig, SamplingParams
+from edgecortex.core import EngineCore
+from edgecortex.generation import Generation
+from edgecortex.kv.context import Context
+from edgecortex.kv.segment import KVSegment
+from edgecortex.models.adapter import load_model
+from edgecortex.scheduler import Request
+
+NUM_STEPS = 48
+
+
+def measurements(path: str) -> list[dict[str, Any]]:
+    """All scenarios, one after the other on one engine."""
+    core = EngineCore(load_model(Path(path)), EngineConfig())
+    core.model.tokenizer.eos_token_ids = set()  # every agent decodes to the end
+    rows = [_scenario(core, name, lengths) for name, lengths in SCENARIOS.items()]
+    return [*rows, *_prefix64(core), _gap(core)]
+
+
+def _scenario(core: EngineCore, name: str, lengths: list[int]) -> dict[str, Any]:
+    agents = _start(core, lengths)
+    core.overhead_s = 0.0
+    start = time.perf_counter()
+    for _ in range(NUM_STEPS):
+        core.step()
+    seconds = time.perf_counter() - start
+    row = {
+        "scenario": name,
+        "tokens_per_s": len(lengths) * NUM_STEPS / seconds,
+        "kv_bytes": core.pool.used_bytes,
+        "overhead_pct": 100 * core.overhead_s / seconds,
+    }
+    _end(core, agents)
+    return row
+
+
+def _start(core: EngineCore, lengths: list[int]) -> list[Any]:
+    """Agents that have all said their first word."""
+    generations = []
+    for i, ids in enumerate(prompts(core.model.tokenizer, lengths)):
+        generation = Generation()
+        sampling = SamplingParams(max_tokens=4096)
+        detokenizer = core.model.tokenizer.detokenizer()
+        agent: Any = f"agent {i}"
+        request = Request(agent, ids, sampling, generation, lambda *_: None, detokenizer)
+        core.add(request)
+        generations.append(generation)
+    while not all(g.token_ids for g in generations):
+        core.step()
+    return [f"agent {i}" for i in range(len(lengths))]
+
+
+def _end(core: EngineCore, agents: list[Any]) -> None:
+    for agent in agents:
+        core.release(agent)
+
+
+def _prefix64(core: EngineCore) -> list[dict[str, Any]]:
+    """64 agents on one prefix of 1,024 tokens, then the same with copies of it."""
+    pool = core.pool
+    before = mx.get_active_memory()
+    parent = pool.open()
+    ids = prompts(core.model.tokenizer, [1024])[0]
+    for start in range(0, len(ids), 512):
+        core.runner.run([(parent, ids[start : start + 512])])
+    shared = [pool.fork(parent) for _ in range(63)]
+    rate = _rate(core, [parent, *shared])
+    held = mx.get_active_memory() - before
+    prefix = sum(segment.nbytes for segment in parent.segments)
+    ideal = prefix + 64 * pool.row_nbytes
+    for context in shared:
+        pool.close(context)
+    private = [_copy(core, parent) for _ in range(63)]
+    private_rate = _rate(core, [parent, *private])
+    for context in (parent, *private):
+        pool.close(context)
+    return [
+        {"scenario": "prefix64", "tokens_per_s": rate, "memory_ratio": held / ideal},
+        {"scenario": "private64", "tokens_per_s": private_rate},
+    ]
+
+
+def _copy(core: EngineCore, parent: Context) -> Context:
+    """A context with copies of the parent's segments."""
+    pool = core.pool
+    child = pool.open()
+    child.token_ids = list(parent.token_ids)
+    for segment in parent.segments:
+        layers = [layer.cut(0, layer.num_tokens) for layer in segment.layers]
+        copied = KVSegment(layers, segment.start, segment.num_tokens)
+        mx.eval(copied.arrays())
+        pool.attach(child, copied)
+    for cache in pool.caches:
+        cache.copy_row(parent.slot, child.slot)
+    return child
+
+
+def _rate(core: EngineCore, contexts: list[Context], num_steps: int = 8) -> float:
+    seconds = _median(lambda: core.runner.run([(c, [11]) for c in contexts]), num_steps)
+    return len(contexts) / seconds
+
+
+def _median(function: Callable[[], object], num_steps: int) -> float:
+    times = []
+    for _ in range(num_steps + 1):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def _gap(core: EngineCore) -> dict[str, Any]:
+    """Eight agents decode; then a ninth reads 4,096 tokens beside them."""
+    agents = _start(core, [64] * 8)
+    without = _median(core.step, NUM_STEPS)
+    generation = Generation()
+    late: Any = "late"
+    ids = prompts(core.model.tokenizer, [4096])[0]
+    detokenizer = core.model.tokenizer.detokenizer()
+    core.add(
+        Request(late, ids, SamplingParams(max_tokens=1), generation, lambda *_: None, detokenizer)
+    )
+    gaps = []
+    start = time.perf_counter()
+    while not generation.token_ids:
+        before = time.perf_counter()
+        core.step()
+        gaps.append(time.perf_counter() - before)
+    row = {
+        "scenario": "gap",
+        "without_s": without,
+        "median_s": float(np.median(gaps)),
+        "p95_s": float(np.percentile(gaps, 95)),
+        "prefill_s": time.perf_counter() - start,
+        "ratio": float(np.percentile(gaps, 95)) / without,
+    }
+    _end(core, [*agents, late])
+    return row
+
+
+if __name__ == "__main__":
+    worker(measurements)
