@@ -22,19 +22,8 @@ STANDARD = Path("-")
 
 
 def batch(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
-            help="Prompts, one JSON object a line; - is stdin.",
-        ),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", dir_okay=False, allow_dash=True, help="Results; - is stdout."),
-    ] = STANDARD,
+    file: Annotated[Path, typer.Argument(help="Prompts, one JSON object a line; - is stdin.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Results; - is stdout.")] = STANDARD,
     concurrency: Annotated[int, typer.Option(min=1, help="Most agents at work at once.")] = 16,
     model: options.Model = options.DEFAULT_MODEL,
     system: options.System = None,
@@ -71,8 +60,12 @@ def _read(file: Path, defaults: options.SamplingParams, system: str | None) -> l
     """
     Raises:
         ConfigError: a line is not a prompt.
+        EdgeCortexError: the file cannot be read, or is not text.
     """
-    data = sys.stdin.buffer.read() if file == STANDARD else file.read_bytes()
+    try:
+        data = sys.stdin.buffer.read() if file == STANDARD else file.read_bytes()
+    except OSError as error:
+        raise EdgeCortexError(f"cannot read {file}: {error.strerror}") from error
     name = "stdin" if file == STANDARD else str(file)
     lines = options.decoded(data, name).split("\n")
     try:

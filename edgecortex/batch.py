@@ -154,6 +154,7 @@ class _Run:
                 now = generation.stats.num_generated_tokens
                 self._count(0, now - counted)
                 counted = now
+            self._count(0, generation.stats.num_generated_tokens - counted)
         return Answer(prompt, "".join(pieces), generation.stats)
 
     def _count(self, num_answers: int, num_tokens: int) -> None:

@@ -84,12 +84,13 @@ def test_a_fork_of_a_closed_agent(engine: Engine) -> None:
 
 
 def test_an_agent_that_answers_can_do_nothing_else(engine: Engine) -> None:
-    agent = engine.agent("busy", sampling=limit(40))
+    agent = engine.agent("busy", sampling=limit(8))
     answer = agent.chat(STORY)
     for action in (agent.fork, agent.reset, lambda: agent.chat(JAPAN)):
         with pytest.raises(StateError, match="agent 'busy' is still answering"):
             action()
     assert answer.text().startswith("Once")
+    assert agent.fork().messages == agent.messages
 
 
 # Cancelling and closing.
@@ -156,7 +157,7 @@ def test_a_prompt_over_the_limit_changes_nothing(engine: Engine) -> None:
 
 
 def test_an_answer_ends_where_the_context_does(engine: Engine) -> None:
-    agent = engine.agent(system=NOTES + NOTES[:160], sampling=limit(200))
+    agent = engine.agent(system=NOTES + NOTES[:56], sampling=limit(200))
     answer = agent.chat("Continue the notes with many words about the river, and do not stop.")
     answer.text()
     assert answer.stats.finish_reason == "context"

@@ -18,6 +18,7 @@ from edgecortex.errors import ConfigError, EdgeCortexError
         {"top_p": 1.1},
         {"max_tokens": 0},
         {"seed": -1},
+        {"seed": 1 << 32},
         {"stop": ("",)},
     ],
 )

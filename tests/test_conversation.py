@@ -127,3 +127,37 @@ def test_the_start_token_comes_once() -> None:
         ids, _ = talk.ask(f"turn {turn}", 1000, 10)
         assert ids.count(START) == 1
         talk.answered("yes", _answer("yes"))
+
+
+def test_a_question_without_an_answer_is_withdrawn() -> None:
+    talk = Conversation(Letters(), "be brief")
+    talk.ask("one", 1000, 10)
+    talk.answered("two", _answer("two"))
+    before = talk.messages, talk.token_ids
+    for room in (1000, 40):  # in 40 the first turn is dropped
+        talk.ask("three", room, 10)
+        talk.withdraw()
+        talk.withdraw()
+        assert (talk.messages, talk.token_ids) == before
+    assert talk.ask("three", 1000, 10)[0][: len(before[1])] == before[1]
+
+
+def test_an_answer_cut_at_a_stop_is_tokenized_anew() -> None:
+    letters = Letters()
+    talk = Conversation(letters)
+    talk.ask("one", 1000, 10)
+    talk.answered("two", _answer("two, stop"), cut=True)
+    ids, _ = talk.ask("three", 1000, 10)
+    assert ids == letters.encode(letters.render(talk.messages), first=True)
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    talk = Conversation(Letters(), "be brief")
+    talk.ask("one", 1000, 10)
+    talk.answered("two", _answer("two"))
+    before = copy.deepcopy(talk.messages)
+    twin = talk.copy()
+    assert twin.ask("three", 1000, 10) == talk.copy().ask("three", 1000, 10)
+    twin.answered("four", _answer("four"))
+    twin.messages[0]["content"] = "be loud"
+    assert talk.messages == before

@@ -53,8 +53,8 @@ def has_kv(agent: Agent) -> bool:
 
 
 def test_greedy_in_a_batch_is_greedy_alone(engine: Engine) -> None:
-    expected = [alone(engine, prompt, limit(16)) for prompt in PROMPTS]
-    answers = [engine.agent(sampling=limit(16)).chat(prompt) for prompt in PROMPTS]
+    expected = [alone(engine, prompt, limit(10)) for prompt in PROMPTS]
+    answers = [engine.agent(sampling=limit(10)).chat(prompt) for prompt in PROMPTS]
     assert [answer.text() for answer in answers] == expected
 
 

@@ -8,7 +8,7 @@ import pytest
 import edgecortex
 from tests.cli.conftest import Cli
 
-COMMANDS = ["chat", "run", "models", "doctor", "bench"]
+COMMANDS = ["chat", "run", "batch", "models", "doctor", "bench"]
 
 
 def test_help_loads_nothing_heavy() -> None:
