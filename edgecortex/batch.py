@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgecortex.config import SamplingParams
-from edgecortex.errors import ConfigError
+from edgecortex.errors import ClosedError, ConfigError
 from edgecortex.generation import GenerationStats
 
 if TYPE_CHECKING:
@@ -116,6 +116,9 @@ def answer_all(
         concurrency: how many agents are in flight at most; each is closed with its answer.
         progress: called as `progress(num_answers, num_tokens)` with the totals so far, from
             threads of its own but never from two at once.
+
+    Raises:
+        ClosedError: the engine was closed meanwhile.
     """
     run = _Run(engine, progress)
     workers = ThreadPoolExecutor(concurrency)
@@ -138,6 +141,8 @@ class _Run:
     def answer(self, prompt: Prompt) -> Answer:
         try:
             answer = self._answer(prompt)
+        except ClosedError:
+            raise
         except Exception as error:  # whatever it was, it is this prompt's alone
             answer = Answer(prompt, error=str(error) or type(error).__name__)
         self._count(1, 0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from edgecortex.config import EngineConfig
-from edgecortex.errors import BudgetError, ClosedError
+from edgecortex.errors import BudgetError
 from edgecortex.kv.context import Context
 from edgecortex.models.adapter import LoadedModel, common_prefix_len
 from edgecortex.runner import ModelRunner
@@ -70,10 +70,10 @@ class EngineCore:
         if context := self._contexts.pop(agent, None):
             self.pool.close(context)
 
-    def cancel_all(self) -> None:
-        """Ends every answer as cancelled."""
+    def cancel_all(self, error: Exception) -> None:
+        """Ends every answer as cancelled, with an error to raise."""
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
-            self._finish(request, "cancelled", ClosedError("the engine was closed"))
+            self._finish(request, "cancelled", error)
 
     def kv_nbytes(self, agent: "Agent") -> int:
         """Bytes of KV that an agent holds, shared segments in full."""
@@ -94,7 +94,7 @@ class EngineCore:
         try:
             self._postprocess(*self._run(batch))
         except Exception as error:
-            for request, _ in batch:
+            for request in [request for request, _ in batch if request in self.scheduler.running]:
                 self._fail(request, error)
             return
         seconds = time.perf_counter() - start

@@ -84,12 +84,26 @@ class Engine:
             mx.clear_streams()  # a thread that leaves its streams behind aborts the interpreter
 
     def _loop(self) -> None:
-        """Serves calls as they come and steps while anyone has an answer to make."""
+        """Serves until the end; then nobody is left waiting, even if the end is a failure."""
+        end = ClosedError("the engine was closed")
+        try:
+            self._serve()
+        except Exception as error:
+            end = ClosedError(f"the engine failed and is closed: {error!r}; load a new one")
+            end.__cause__ = error
+        with self._posting:
+            self._closed = True
+        while not self._inbox.empty():
+            if call := self._inbox.get():
+                call()
+        self.core.cancel_all(end)
+
+    def _serve(self) -> None:
+        """Runs calls as they come and steps while anyone has an answer to make."""
         while True:
             while not (self.core.has_work and self._inbox.empty()):
                 call = self._inbox.get()
                 if call is None:
-                    self.core.cancel_all()
                     return
                 call()
             self.core.step()

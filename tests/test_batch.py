@@ -9,7 +9,7 @@ import pytest
 
 from edgecortex import Engine, EngineConfig, SamplingParams
 from edgecortex.batch import Prompt, answer_all, read_prompts
-from edgecortex.errors import ConfigError
+from edgecortex.errors import ClosedError, ConfigError
 
 DEFAULTS = SamplingParams(max_tokens=8)
 JAPAN = "What is the capital of Japan?"
@@ -123,3 +123,11 @@ def test_leaving_early_stops_the_others(engine: Engine) -> None:
     while engine.call(lambda: engine.core.has_work):
         pass
     assert engine.call(lambda: engine.core.pool.used_bytes) == 0
+
+
+def test_an_engine_that_is_closed_is_no_fault_of_the_prompts(smollm2: Path) -> None:
+    with Engine.load(str(smollm2)) as engine:
+        answers = answer_all(engine, [prompt(JAPAN), *[prompt("Tell me a story.")] * 40], 2)
+        assert next(answers).error is None
+    with pytest.raises(ClosedError):
+        list(answers)

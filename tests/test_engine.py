@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgecortex import Agent, Engine, EngineConfig, SamplingParams
-from edgecortex.errors import BudgetError, ModelError
+from edgecortex.errors import BudgetError, ClosedError, ModelError
 from tests import tiny
 
 BUDGET = 24_000_000  # two agents of 150 tokens in full precision, not three
@@ -135,6 +135,43 @@ def test_a_fork_without_room_starts_cold(engine: Engine) -> None:
     assert not all(has_kv(child) for child in children)
     big.cancel()
     assert {child.chat(JAPAN).text() for child in children} == {parent.chat(JAPAN).text()}
+
+
+# Failures.
+
+
+def failing(*_: Any) -> Any:
+    raise RuntimeError("out of luck")
+
+
+def test_a_step_that_fails_takes_down_those_in_it_and_nobody_else(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle, first, second = (engine.agent(system=NOTES, sampling=limit(8)) for _ in range(3))
+    expected = [idle.chat("Go on.").text(), idle.fork().chat("Say it again.").text()]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.core.pool.caches[20], "attend", failing)
+        for answer in [agent.chat("Go on.") for agent in (first, second)]:
+            with pytest.raises(RuntimeError, match="out of luck"):
+                answer.text()
+            assert answer.stats.finish_reason == "error"
+    engine.call(engine.core.pool.check)
+    assert [len(agent.messages) for agent in (idle, first, second)] == [3, 1, 1]
+    assert idle.chat("Say it again.").text() == expected[1]
+    assert first.chat("Go on.").text() == expected[0]
+
+
+def test_an_engine_that_fails_leaves_nobody_waiting(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine.load(str(smollm2)) as engine:
+        answers = [engine.agent().chat(JAPAN) for _ in range(2)]
+        monkeypatch.setattr(engine.core.scheduler, "schedule", failing)
+        for answer in answers:
+            with pytest.raises(ClosedError, match="out of luck"):
+                answer.text()
+        with pytest.raises(ClosedError):
+            engine.agent()
 
 
 # The order.
