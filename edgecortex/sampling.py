@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from edgecortex.config import SamplingParams
 
@@ -17,7 +18,7 @@ def sample(logits: mx.array, choices: Sequence[tuple[SamplingParams, int, int]])
     for row, (params, seed, index) in enumerate(choices):
         if params.temperature > 0:
             tokens[row] = _draw(logits[row], params, seed, index)
-    return [int(token) for token in tokens.tolist()]
+    return list(map(int, np.array(tokens)))
 
 
 def _draw(logits: mx.array, params: SamplingParams, seed: int, index: int) -> mx.array:

@@ -167,7 +167,8 @@ def load_model(path: Path) -> LoadedModel:
     from mlx_lm.utils import dequantize_model, load
 
     try:
-        model, wrapper, config = load(str(path), lazy=True, return_config=True)
+        loaded: Any = load(str(path), lazy=True, return_config=True)
+        model, wrapper, config = loaded
         dtype = compute_dtype()
         if dtype is not None:
             # Scales first: dequantized in fp16 the weights would be rounded to it.

@@ -60,14 +60,13 @@ class TableRoPE(nn.Module):
 
     def __init__(self, original: nn.RoPE, tables: _Tables) -> None:
         super().__init__()
-        self.original = original
+        self.original: Any = original
         self._by_position = tables
 
     def __call__(self, x: mx.array, offset: Any = 0) -> mx.array:
-        if not isinstance(offset, mx.array) or offset.ndim == 0 or x.shape[-2] != 1:
-            return self.original(x, offset=offset)
         dims = self.original.dims
-        if x.shape[-1] != dims:
+        by_row = isinstance(offset, mx.array) and offset.ndim == 1 and x.shape[-2] == 1
+        if not by_row or x.shape[-1] != dims:
             return self.original(x, offset=offset)
         cos, sin = self._by_position.at(offset)
         swapped = mx.concatenate([x[..., dims // 2 :], x[..., : dims // 2]], axis=-1)

@@ -115,7 +115,7 @@ def _merge(partials: Sequence[Partial], index: mx.array, dtype: mx.Dtype) -> mx.
     columns = []
     for stack, empty in zip(zip(*partials, strict=True), (0.0, HIDDEN, 0.0), strict=True):
         rows = mx.pad(
-            mx.concatenate(stack), [(0, 1), (0, 0), (0, 0), (0, 0)], constant_values=empty
+            mx.concatenate(list(stack)), [(0, 1), (0, 0), (0, 0), (0, 0)], constant_values=empty
         )
         columns.append(rows[index])
     out, top, total = columns

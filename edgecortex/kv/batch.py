@@ -155,9 +155,9 @@ class BatchQuantizedKVCache:
 
     def _run(self, view: RunView, groups: int) -> Run:
         stacked = len(view.segments) > 1
-        num_rows = groups if stacked else groups * view.num_rows
+        num_rows = groups if stacked else groups * len(view.rows)
         layer = self._stack(view.segments) if stacked else view.segments[0].layers[self.layer]
-        return Run(layer, view.rows, view.mask, stacked, num_rows >= self.dense_from)
+        return Run(layer, view.chosen, view.mask, stacked, num_rows >= self.dense_from)
 
     def _stack(self, segments: tuple[KVSegment, ...]) -> LayerKV:
         """Segments of equal length along a leading axis.

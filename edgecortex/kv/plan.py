@@ -43,7 +43,9 @@ class StepPlan:
     def build(cls, feed: Iterable[tuple[Context, Sequence[int]]]) -> "StepPlan":
         """Plans for (context, token ids) pairs; single tokens go first, in slot order."""
         feed = sorted(feed, key=lambda pair: (len(pair[1]) > 1, pair[0].slot))
-        shares, tokens, positions = [], [], []
+        shares: list[Span] = []
+        tokens: list[int] = []
+        positions: list[int] = []
         for context, ids in feed:
             shares.append(Span(context, ids, len(tokens)))
             tokens.extend(ids)
@@ -70,13 +72,13 @@ class StepPlan:
 class RunView:
     """Sealed tokens and the single rows that see them.
 
-    One segment for all of its rows, or several of equal length, one for each row. `rows` None
-    means all n in order; `mask` is (rows, L).
+    One segment for all of its rows, or several of equal length, one for each row. `chosen` are
+    the rows as an array, None if they are all n in order; `mask` is (rows, L).
     """
 
     segments: tuple[KVSegment, ...]
-    rows: mx.array | None
-    num_rows: int
+    rows: Sequence[int]
+    chosen: mx.array | None
     mask: mx.array | None = None
 
 
@@ -106,7 +108,7 @@ class DecodeView:
         columns = [format.row_length(context.num_own) for context in contexts]
         row_mask = np.stack([_row_mask(c, format, window) for c in contexts])
         runs = _runs(contexts, layer, window)
-        together = all(run.rows is None for run in runs)
+        together = all(run.chosen is None for run in runs)
         return cls(
             mx.array(slots),
             slots == list(range(len(slots))),
@@ -260,11 +262,12 @@ def _runs(contexts: Sequence[Context], layer: int, window: int | None) -> list[R
         if len(rows) == 1 and mask is None:
             alone[segment.layers[layer].num_tokens].append((segment, rows[0]))
         else:
-            views.append(RunView((segment,), _unless_all(rows, contexts), len(rows), mask))
+            views.append(RunView((segment,), rows, _unless_all(rows, contexts), mask))
     for group in alone.values():
         for layer_group in _one_each(group):
-            segments, rows = zip(*layer_group, strict=True)
-            views.append(RunView(segments, _unless_all(rows, contexts), len(rows)))
+            segments = tuple(segment for segment, _ in layer_group)
+            rows = [row for _, row in layer_group]
+            views.append(RunView(segments, rows, _unless_all(rows, contexts)))
     return views
 
 
@@ -282,7 +285,7 @@ def _one_each(group: list[tuple[KVSegment, int]]) -> list[list[tuple[KVSegment, 
 
 
 def _unless_all(rows: Sequence[int], contexts: Sequence[Context]) -> mx.array | None:
-    return None if len(rows) == len(contexts) else mx.array(rows)
+    return None if len(rows) == len(contexts) else mx.array(list(rows))
 
 
 def _run_mask(
@@ -302,9 +305,8 @@ def _merge_index(num_rows: int, runs: Sequence[RunView]) -> mx.array:
     places: list[list[int]] = [[row] for row in range(num_rows)]
     offset = num_rows
     for run in runs:
-        rows = range(num_rows) if run.rows is None else run.rows.tolist()
-        for i, row in enumerate(rows):
-            places[int(row)].append(offset + i)
-        offset += run.num_rows
+        for i, row in enumerate(run.rows):
+            places[row].append(offset + i)
+        offset += len(run.rows)
     width = max(map(len, places))
     return mx.array([place + [offset] * (width - len(place)) for place in places])

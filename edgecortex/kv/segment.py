@@ -88,9 +88,12 @@ class LayerKV:
             return q @ (keys if channel else keys[..., : q.shape[-1]].swapaxes(-1, -2))
         if not channel:
             q = _pad_last(q, self.format.group_size)
+        words, scales, biases = self.k
         return mx.quantized_matmul(
             q,
-            *self.k,
+            words,
+            scales,
+            biases,
             transpose=not channel,
             group_size=self.format.group_size,
             bits=self.format.bits,
@@ -100,8 +103,15 @@ class LayerKV:
         """p (n_kv_heads, R, L) times the values: (n_kv_heads, R, v_head_dim)."""
         if self.format.bits is None or dense:
             return p @ self.values(p.dtype)
+        words, scales, biases = self.v
         out = mx.quantized_matmul(
-            p, *self.v, transpose=False, group_size=self._v_group, bits=self.format.bits
+            p,
+            words,
+            scales,
+            biases,
+            transpose=False,
+            group_size=self._v_group,
+            bits=self.format.bits,
         )
         return out[..., : self.v_dim] if out.shape[-1] != self.v_dim else out
 
@@ -126,15 +136,17 @@ class LayerKV:
     def joined(self, later: "LayerKV") -> "LayerKV":
         """This run followed by `later`, in arrays of its own."""
         k_axis = -1 if self.format.key_axis == "channel" else -2
-        k = tuple(mx.concatenate(pair, axis=k_axis) for pair in zip(self.k, later.k, strict=True))
-        v = tuple(mx.concatenate(pair, axis=-2) for pair in zip(self.v, later.v, strict=True))
+        k = tuple(
+            mx.concatenate(list(pair), axis=k_axis) for pair in zip(self.k, later.k, strict=True)
+        )
+        v = tuple(mx.concatenate(list(pair), axis=-2) for pair in zip(self.v, later.v, strict=True))
         return LayerKV(self.format, k, v, self.v_dim)
 
     @classmethod
     def stack(cls, layers: "Sequence[LayerKV]") -> "LayerKV":
         """Runs of equal length along a leading axis."""
-        k = tuple(mx.stack(parts) for parts in zip(*(x.k for x in layers), strict=True))
-        v = tuple(mx.stack(parts) for parts in zip(*(x.v for x in layers), strict=True))
+        k = tuple(mx.stack(list(parts)) for parts in zip(*(x.k for x in layers), strict=True))
+        v = tuple(mx.stack(list(parts)) for parts in zip(*(x.v for x in layers), strict=True))
         return cls(layers[0].format, k, v, layers[0].v_dim)
 
     def member(self, index: int) -> "LayerKV":
