@@ -27,3 +27,17 @@ def blas(model: options.Model = options.DEFAULT_MODEL, as_json: AsJson = False) 
     with Console(stderr=True).status("measuring; a minute or two"):
         found = blas.measure(model)
     report.show(found, as_json)
+
+
+@app.command()
+def decode(
+    model: options.Model = options.DEFAULT_MODEL,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Rounds of either side.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Many agents decoding together, against mlx-lm on the same weights."""
+    from edgecortex.bench import decode, report
+
+    with Console(stderr=True).status("measuring") as status:
+        found = decode.measure(model, repeat, status.update)
+    report.show(found, as_json)
