@@ -10,7 +10,6 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, stream_generate
 from mlx_lm.utils import dequantize_model, load
 
-import edgecortex  # noqa: F401  (before mlx: it opens the BLAS)
 from edgecortex.bench.decode import SCENARIOS, worker
 from edgecortex.bench.text import prompts
 from edgecortex.models.adapter import Tokenizer, compute_dtype

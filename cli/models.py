@@ -29,8 +29,11 @@ def progress_bar() -> Iterator[Any]:
         TextColumn("{task.description:<14}"),
         BarColumn(),
         TextColumn("{task.percentage:3.0f}%"),
+        TimeElapsedColumn(),
     )
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(step: str, done: int, total: int) -> None:
@@ -52,16 +55,19 @@ def list_models(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    table = Table(Column("model", no_wrap=True), "size", "memory at 8K", "fits", "", "what it is")
+    names = ("model", "size", "at 8K", "fits", "here", "what it is")
+    table = Table(*(Column(name, no_wrap=True) for name in names))
     for row in rows:
-        marks = ["here"] * row.installed + ["recommended"] * row.recommended
-        fits = "?" if row.fits is None else "yes" if row.fits else "no"
+        fits = {True: "yes", False: "no", None: "?"}[row.fits]
         size, memory = _size(row.size_bytes), _size(row.memory_bytes)
-        table.add_row(row.name, size, memory, fits, ", ".join(marks), row.description)
+        here = "yes" if row.installed else ""
+        table.add_row(row.name, size, memory, fits, here, row.description)
     console = Console()
     console.print(table)
-    where = "in fp32 on this CPU" if machine.fp32 else "as stored"
-    console.print(f"This machine has {_size(machine.memory_bytes)}; weights run {where}.")
+    weights = "dequantized to fp32 on this CPU" if machine.fp32 else "as stored"
+    best = next((row.name for row in rows if row.recommended), "none")
+    console.print(f"At 8K: memory for weights, {weights}, and 8,192 tokens of 4-bit context.")
+    console.print(f"This machine has {_size(machine.memory_bytes)}. Recommended for it: {best}")
 
 
 def _size(num_bytes: int | None) -> str:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import edgecortex  # noqa: F401  (before mlx: it opens the BLAS)
 from edgecortex.config import EngineConfig
 from edgecortex.errors import ModelError
 from edgecortex.kv.context import Context

@@ -81,7 +81,7 @@ def stop(args: list[str], how: signal.Signals) -> tuple[int, str]:
 def test_a_run_that_was_stopped_goes_on(cli: Cli, args: list[str]) -> None:
     file, out = Path(args[1]), Path(args[-1])
     lines = [JAPAN, *[{"prompt": f"Write a story about {n} dogs."} for n in range(4)]]
-    lines = [line | {"max_tokens": 7 + 8 * n} for n, line in enumerate(lines)]
+    lines = [line | {"max_tokens": 6 + 6 * n} for n, line in enumerate(lines)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert stop(args, signal.SIGKILL)[0] == -signal.SIGKILL
     code, shown = stop(args, signal.SIGINT)

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, field, replace
 
-import edgecortex  # noqa: F401  (before mlx: it opens the BLAS)
 import mlx.core as mx
 import numpy as np
 import pytest
