@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from edgecortex import models
 from edgecortex.errors import ModelError
+from edgecortex.models.catalogue import catalogue
 
 app = typer.Typer(help="See, fetch and remove models.", no_args_is_help=True)
 
@@ -56,7 +57,7 @@ def list_models(as_json: AsJson = False) -> None:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
     names = ("model", "size", "at 8K", "fits", "here", "what it is")
-    table = Table(*(Column(name, no_wrap=True) for name in names))
+    table = Table(*(Column(name, no_wrap=name != names[-1]) for name in names))
     for row in rows:
         fits = {True: "yes", False: "no", None: "?"}[row.fits]
         size, memory = _size(row.size_bytes), _size(row.memory_bytes)
@@ -105,6 +106,8 @@ def path(name: Name) -> None:
     """Print the folder of a model that is here."""
     here = models.find(name)
     if here is None:
+        if "/" not in name and name not in catalogue():
+            raise models.unknown(name)
         raise ModelError(f"{name!r} is not here; run `edgecortex models pull {name}`")
     print(here)
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -25,6 +25,9 @@ def _checked(cls: type, where: str, values: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{where}: unknown keys {sorted(unknown)}, expected some of {sorted(known)}"
         )
+    required = {field.name for field in fields(cls) if field.default is MISSING}
+    if missing := required - set(values):
+        raise ConfigError(f"{where}: missing keys {sorted(missing)}")
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,16 @@ def parse(catalogue: Mapping[str, Mapping[str, Any]]) -> dict[str, Entry]:
     """Entries by name.
 
     Raises:
-        ConfigError: an unknown key, or an entry without a source.
+        ConfigError: an unknown or missing key, or an entry without a source.
     """
     entries = {}
     for name, values in catalogue.items():
+        values = {**values, "name": name}
         _checked(Entry, name, values)
         for wheel in values.get("wheels", ()):
             _checked(Wheel, f"{name}.wheels", wheel)
         wheels = tuple(Wheel(**wheel) for wheel in values.get("wheels", ()))
-        entries[name] = Entry(**{**values, "name": name, "wheels": wheels})
+        entries[name] = Entry(**{**values, "wheels": wheels})
     return entries
 
 

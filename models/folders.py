@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgecortex.errors import ModelError
@@ -91,9 +91,11 @@ def _partial(target: Path) -> Path:
 
 @contextmanager
 def _locked(target: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds the lock of a model; the kernel gives it back when a process dies."""
+    """Holds the lock of a model, and so do programs that are started in the block without
+    `close_fds`; the kernel gives it back when the last of them dies."""
     lock = target.with_name(f".{target.name}.lock")
     with lock.open("w") as file:
+        os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -143,13 +145,12 @@ def sha256_of(path: Path, progress: Progress) -> str:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder; a file that vanishes meanwhile counts as none."""
+    """Bytes of all files below a folder; what vanishes meanwhile counts as none."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:
-            continue
+    for parent, _, names in os.walk(folder):  # unlike `rglob` it bears folders that vanish
+        for name in names:
+            with suppress(OSError):
+                total += os.stat(os.path.join(parent, name)).st_size
     return total
 
 

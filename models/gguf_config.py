@@ -53,11 +53,18 @@ class Architecture:
         stem, _, kind = gguf_name.rpartition(".")
         if stem in _TOP:
             return f"{_TOP[stem]}.{kind}"
-        if stem.startswith("blk."):
-            _, layer, part = stem.split(".", 2)
-            if part in self.layer_names:
-                return f"model.layers.{layer}.{self.layer_names[part]}.{kind}"
+        first, _, rest = stem.partition(".")
+        layer, _, part = rest.partition(".")
+        if first == "blk" and part in self.layer_names:
+            return f"model.layers.{layer}.{self.layer_names[part]}.{kind}"
         return None
+
+    def required(self, num_layers: int) -> set[str]:
+        """The parameters that every model of this architecture has."""
+        layers = (f"model.layers.{layer}" for layer in range(num_layers))
+        parts = self.layer_names.values()
+        in_layers = {f"{layer}.{part}.weight" for layer in layers for part in parts}
+        return {"model.embed_tokens.weight", "model.norm.weight", *in_layers}
 
 
 def _llama(file: GGUFFile, config: Config) -> Config:

@@ -11,7 +11,7 @@ from gguf import ReaderTensor
 from edgecortex.errors import ModelError
 from edgecortex.models.folders import Progress, check_room
 from edgecortex.models.gguf_config import Architecture, architecture, build_config
-from edgecortex.models.gguf_reader import GGUFFile, open_gguf
+from edgecortex.models.gguf_reader import GGUFFile, damage_reported, open_gguf
 from edgecortex.models.gguf_tensors import (
     GROUP_SIZE,
     Arrays,
@@ -36,8 +36,14 @@ def import_gguf(path: Path, folder: Path, progress: Progress) -> None:
     progress("read", 0, 1)
     file = open_gguf(path)
     progress("read", 1, 1)
+    with damage_reported(path):
+        _write_folder(file, folder, progress)
+
+
+def _write_folder(file: GGUFFile, folder: Path, progress: Progress) -> None:
     arch, config = architecture(file), build_config(file)
     tensors = _named_tensors(file, arch)
+    _check_complete(file, tensors, arch.required(config["num_hidden_layers"]))
     check_room(folder, _folder_bytes(tensors))
     config |= _quantization(tensors)
     config["eos_token_id"] = write_tokenizer(file, folder)
@@ -65,6 +71,14 @@ def _named_tensors(file: GGUFFile, arch: Architecture) -> dict[str, ReaderTensor
                 f"{file.architecture} model; use the model's safetensors repository instead"
             )
     return tensors
+
+
+def _check_complete(file: GGUFFile, tensors: dict[str, ReaderTensor], required: set[str]) -> None:
+    if missing := sorted(required - tensors.keys()):
+        raise ModelError(
+            f"{file.path}: expected a whole model, got one without {missing[0]} ({len(missing)} "
+            "are missing); if it is split into several files, join them first"
+        )
 
 
 _TOKENIZER_BYTES = 64 << 20

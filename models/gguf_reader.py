@@ -1,5 +1,7 @@
 """Opens a GGUF file and gives its metadata by name, with errors that a user can act on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,16 @@ from typing import Any
 from gguf import GGUFReader, ReaderTensor
 
 from edgecortex.errors import ModelError
+
+
+class _Reader(GGUFReader):
+    """Stops at the end of the file, where the original reads nothing and goes on."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        values = super()._get(offset, dtype, count, override_order)
+        if len(values) < count:
+            raise ValueError(f"expected {int(count):,} more numbers at byte {int(offset):,}")
+        return values
 
 
 @dataclass(frozen=True)
@@ -65,10 +77,22 @@ def open_gguf(path: Path) -> GGUFFile:
         ModelError: as `check_magic`, or the file is cut short or damaged.
     """
     check_magic(path)
+    with damage_reported(path):
+        return GGUFFile(path, _Reader(path))
+
+
+@contextmanager
+def damage_reported(path: Path) -> Iterator[None]:
+    """Around what takes a file's numbers at their word: nonsense in them fails in many ways.
+
+    Raises:
+        ModelError: the block failed as it does on a damaged file.
+    """
     try:
-        return GGUFFile(path, GGUFReader(path))
-    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
+        reason = " ".join(str(error).split())
         raise ModelError(
-            f"{path} is cut short or damaged ({error}): got {path.stat().st_size:,} bytes; "
+            f"{path} is cut short or damaged ({reason}): got {path.stat().st_size:,} bytes; "
             "fetch the file again"
         ) from error

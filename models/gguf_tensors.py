@@ -80,11 +80,20 @@ def dense(tensor: ReaderTensor) -> np.ndarray:
 
 
 def quantized(tensor: ReaderTensor) -> Affine:
-    """`(weight, scales, biases)` in MLX's affine layout, with no change of any value."""
+    """`(weight, scales, biases)` in MLX's affine layout, with no change of any value.
+
+    Raises:
+        ModelError: a scale or an offset that fp16 cannot hold.
+    """
     _, split = _AFFINE[tensor.tensor_type]
     num_rows = len(tensor.data)
     num_groups = int(tensor.shape[0]) // GROUP_SIZE
-    values, scales, biases = split(tensor.data.reshape(num_rows, num_groups, -1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        values, scales, biases = split(tensor.data.reshape(num_rows, num_groups, -1))
+    if not (np.all(np.isfinite(scales)) and np.all(np.isfinite(biases))):
+        raise ModelError(
+            f"tensor {tensor.name}: expected scales and offsets of at most 65504, got larger"
+        )
     weight = np.ascontiguousarray(values).reshape(num_rows, -1).view(np.uint32)
     return weight, scales.reshape(num_rows, -1), biases.reshape(num_rows, -1)
 

@@ -81,6 +81,11 @@ def _byte_level(file: GGUFFile, tokens: list[str]) -> Tokenizer:
         )
     merges = [tuple(merge.split(" ", 1)) for merge in file.require("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
+    for first, second in merges:
+        if not {first, second, first + second} <= vocabulary.keys():
+            raise ModelError(
+                f"{file.path} is damaged: it merges {first!r} and {second!r} to no token"
+            )
     tokenizer = Tokenizer(bpe.BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
     splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in _SPLITS[pre]]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -49,7 +49,11 @@ def _pip_download(wheel: Wheel, folder: Path) -> Path:
     # pip writes to its temporary folder first: there the download can be watched, and it goes
     # with the rest when it is interrupted.
     environment = os.environ | {"TMPDIR": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # With `close_fds` off pip holds the model's lock too: should this process be killed, nobody
+    # else comes into the folder while pip goes on writing there.
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, close_fds=False
+    )
     file = next(folder.glob("*.whl"), None)
     if done.returncode == 0 and file is not None:
         return file
@@ -98,7 +102,7 @@ def fetch_repository(repository: str, folder: Path, progress: Progress) -> None:
             f"{repository} wants its terms accepted: do so on its page on the Hugging Face hub, "
             "run `hf auth login`, and try again"
         ) from error
-    except errors.RepositoryNotFoundError as error:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise ModelError(
             f"the Hugging Face hub has no repository {repository!r} that you may read; check the "
             "spelling, or run `hf auth login` if it is private"
