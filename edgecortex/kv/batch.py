@@ -94,7 +94,7 @@ class BatchQuantizedKVCache:
         They are returned as they came: `attend` reads the cache itself.
         """
         if self.format.rotate:
-            v = rotate(v)
+            k, v = rotate(k), rotate(v)
         if self._k is None:
             shape = (self.num_slots, k.shape[1], self.format.row)
             self._k = mx.zeros((*shape, k.shape[-1]), k.dtype)
@@ -124,6 +124,7 @@ class BatchQuantizedKVCache:
         self.num_attended += 1
         num_heads = self.arrays()[0].shape[1]
         rows = q.reshape(q.shape[0], num_heads, -1, q.shape[-1])
+        rows = rotate(rows) if self.format.rotate else rows
         out = []
         if self._decode_view is not None:
             n = self._decode_view.slots.shape[0]

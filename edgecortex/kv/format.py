@@ -15,7 +15,7 @@ class KVFormat:
     a prompt was cut into chunks, nor on whether KV was computed or loaded.
 
     `key_axis` is `channel` (groups of tokens per channel: KIVI, arXiv 2402.02750) or `token`
-    (groups of channels per token: stock MLX). `rotate` stores values after a Hadamard
+    (groups of channels per token: stock MLX). `rotate` stores keys and values after a Hadamard
     transform (QuaRot, arXiv 2404.00456). `bits` None keeps full precision.
 
     Raises:
@@ -31,8 +31,8 @@ class KVFormat:
     block: int = 64
 
     def __post_init__(self) -> None:
-        if self.bits not in (None, 2, 3, 4, 6, 8):
-            raise ConfigError(f"bits must be one of 2, 3, 4, 6, 8 or None, got {self.bits!r}")
+        if self.bits not in (None, 4, 8):
+            raise ConfigError(f"bits must be 4, 8 or None, got {self.bits!r}")
         if self.group_size not in (32, 64, 128):
             raise ConfigError(f"group_size must be 32, 64 or 128, got {self.group_size!r}")
         if self.key_axis not in ("channel", "token"):

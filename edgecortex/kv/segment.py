@@ -1,8 +1,8 @@
 """Immutable runs of keys and values.
 
-Shapes: keys go in as (n_kv_heads, L, head_dim), values as (n_kv_heads, L, v_head_dim), values
-already rotated where the format rotates. Queries are (n_kv_heads, R, head_dim) with the rows
-of all query heads of a KV head stacked.
+Shapes: keys go in as (n_kv_heads, L, head_dim), values as (n_kv_heads, L, v_head_dim). Queries
+are (n_kv_heads, R, head_dim) with the rows of all query heads of a KV head stacked. Where the
+format rotates, all three come rotated already.
 """
 
 import math
@@ -12,9 +12,8 @@ from functools import cache
 
 import mlx.core as mx
 
+from edgecortex.kv.affine import pack, unpack
 from edgecortex.kv.format import KVFormat
-
-Packed = tuple[mx.array, mx.array, mx.array]
 
 
 def rotate(x: mx.array) -> mx.array:
@@ -69,7 +68,8 @@ class LayerKV:
             v = mx.pad(v, [(0, 0), (0, 0), (0, padded - v_dim)])
         if format.key_axis == "token":
             keys = _pad_last(keys, format.group_size)
-        return cls(format, _pack(keys, format, format.group_size), _pack(v, format, group), v_dim)
+        packed = pack(keys, format.group_size, format.bits), pack(v, group, format.bits)
+        return cls(format, *packed, v_dim)
 
     @property
     def num_tokens(self) -> int:
@@ -116,7 +116,7 @@ class LayerKV:
         return out[..., : self.v_dim] if out.shape[-1] != self.v_dim else out
 
     def keys(self, dtype: mx.Dtype, head_dim: int) -> mx.array:
-        """The keys read back: (n_kv_heads, L, head_dim)."""
+        """The keys read back, still rotated: (n_kv_heads, L, head_dim)."""
         keys = self._keys_as_stored(dtype)
         return keys.swapaxes(-1, -2) if self.format.key_axis == "channel" else keys[..., :head_dim]
 
@@ -124,7 +124,7 @@ class LayerKV:
         """The values read back, still rotated: (n_kv_heads, L, v_head_dim)."""
         if self.format.bits is None:
             return self.v[0].astype(dtype)
-        return _unpack(self.v, self.format, self._v_group, dtype)[..., : self.v_dim]
+        return unpack(self.v, self._v_group, self.format.bits, dtype)[..., : self.v_dim]
 
     def cut(self, start: int, stop: int) -> "LayerKV":
         """Tokens `start` to `stop`, both multiples of the block."""
@@ -162,7 +162,7 @@ class LayerKV:
     def _keys_as_stored(self, dtype: mx.Dtype) -> mx.array:
         if self.format.bits is None:
             return self.k[0].astype(dtype)
-        return _unpack(self.k, self.format, self.format.group_size, dtype)
+        return unpack(self.k, self.format.group_size, self.format.bits, dtype)
 
 
 class KVSegment:
@@ -229,27 +229,6 @@ def _windowed(layer: LayerKV, window: int | None) -> LayerKV:
     keep = -(-(window - 1) // block) * block
     excess = layer.num_tokens - keep
     return layer.cut(excess, layer.num_tokens) if excess > 0 else layer
-
-
-def _pack(x: mx.array, format: KVFormat, group_size: int) -> Packed:
-    """4 bits and, per group, a 16-bit scale and bias."""
-    words, scales, biases = mx.quantize(
-        x.astype(mx.float32), group_size=group_size, bits=format.bits
-    )
-    return words, scales.astype(mx.float16), biases.astype(mx.float16)
-
-
-def _unpack(
-    packed: tuple[mx.array, ...], format: KVFormat, group_size: int, dtype: mx.Dtype
-) -> mx.array:
-    words, scales, biases = packed
-    return mx.dequantize(
-        words,
-        scales.astype(dtype),
-        biases.astype(dtype),
-        group_size=group_size,
-        bits=format.bits,
-    )
 
 
 def _cut(part: mx.array, axis: int, start: int, stop: int, num_tokens: int) -> mx.array:

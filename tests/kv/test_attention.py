@@ -45,10 +45,9 @@ class Reference:
 def read_back(format: KVFormat, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a sealed block of (L, heads, dim) reads as."""
     keys, values = (mx.array(x.swapaxes(0, 1)) for x in (k, v))
-    layer = LayerKV.seal(keys, rotate(values) if format.rotate else values, format)
-    values = layer.values(mx.float32)
-    values = rotate(values) if format.rotate else values
-    keys = layer.keys(mx.float32, k.shape[-1])
+    turn = rotate if format.rotate else lambda x: x
+    layer = LayerKV.seal(turn(keys), turn(values), format)
+    keys, values = turn(layer.keys(mx.float32, k.shape[-1])), turn(layer.values(mx.float32))
     return np.array(keys).swapaxes(0, 1), np.array(values).swapaxes(0, 1)
 
 
