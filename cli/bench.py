@@ -41,3 +41,19 @@ def decode(
     with Console(stderr=True).status("measuring") as status:
         found = decode.measure(model, repeat, status.update)
     report.show(found, as_json)
+
+
+@app.command()
+def quality(
+    model: options.Model = options.DEFAULT_MODEL,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of 1,024 tokens.")] = 16,
+    long_windows: Annotated[int, typer.Option(min=0, help="Windows of 4,096 tokens.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """What each KV format costs in perplexity and KL, against full precision."""
+    from edgecortex.bench import quality, report
+
+    counts = {1024: windows} | ({4096: long_windows} if long_windows else {})
+    with Console(stderr=True).status("measuring") as status:
+        found = quality.measure(model, counts, status.update)
+    report.show(found, as_json)
