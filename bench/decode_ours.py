@@ -48,23 +48,28 @@ def _scenario(core: EngineCore, name: str, lengths: list[int]) -> dict[str, Any]
 
 def _start(core: EngineCore, lengths: list[int]) -> list[Any]:
     """Agents that have all said their first word."""
-    generations = []
-    for i, ids in enumerate(prompts(core.model.tokenizer, lengths)):
-        generation = Generation()
-        sampling = SamplingParams(max_tokens=4096)
-        detokenizer = core.model.tokenizer.detokenizer()
-        agent: Any = f"agent {i}"
-        request = Request(agent, ids, sampling, generation, lambda *_: None, detokenizer)
-        core.add(request)
-        generations.append(generation)
-    while not all(g.token_ids for g in generations):
+    requests = [_ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, lengths)]
+    while not all(request.generation.token_ids for request in requests):
         core.step()
-    return [f"agent {i}" for i in range(len(lengths))]
+    return [request.agent for request in requests]
+
+
+def _ask(core: EngineCore, ids: list[int], max_tokens: int) -> Request:
+    agent: Any = object()
+    sampling, detokenizer = (
+        SamplingParams(max_tokens=max_tokens),
+        core.model.tokenizer.detokenizer(),
+    )
+    request = Request(agent, ids, sampling, Generation(), lambda *_: None, detokenizer)
+    core.add(request)
+    return request
 
 
 def _end(core: EngineCore, agents: list[Any]) -> None:
     for agent in agents:
         core.release(agent)
+    if core.has_work or core.pool.used_bytes:
+        raise AssertionError("a scenario left agents behind")
 
 
 def _prefix64(core: EngineCore) -> list[dict[str, Any]]:
@@ -76,10 +81,10 @@ def _prefix64(core: EngineCore) -> list[dict[str, Any]]:
     for start in range(0, len(ids), 512):
         core.runner.run([(parent, ids[start : start + 512])])
     shared = [pool.fork(parent) for _ in range(63)]
-    rate = _rate(core, [parent, *shared])
+    core.runner.run([(context, [11]) for context in (parent, *shared)])
     held = mx.get_active_memory() - before
-    prefix = sum(segment.nbytes for segment in parent.segments)
-    ideal = prefix + 64 * pool.row_nbytes
+    ideal = sum(segment.nbytes for segment in parent.segments) + 64 * pool.row_nbytes
+    rate = _rate(core, [parent, *shared])
     for context in shared:
         pool.close(context)
     private = [_copy(core, parent) for _ in range(63)]
@@ -125,16 +130,10 @@ def _gap(core: EngineCore) -> dict[str, Any]:
     """Eight agents decode; then a ninth reads 4,096 tokens beside them."""
     agents = _start(core, [64] * 8)
     without = _median(core.step, NUM_STEPS)
-    generation = Generation()
-    late: Any = "late"
-    ids = prompts(core.model.tokenizer, [4096])[0]
-    detokenizer = core.model.tokenizer.detokenizer()
-    core.add(
-        Request(late, ids, SamplingParams(max_tokens=1), generation, lambda *_: None, detokenizer)
-    )
+    late = _ask(core, prompts(core.model.tokenizer, [4096])[0], 1)
     gaps = []
     start = time.perf_counter()
-    while not generation.token_ids:
+    while not late.generation.token_ids:
         before = time.perf_counter()
         core.step()
         gaps.append(time.perf_counter() - before)
@@ -146,7 +145,7 @@ def _gap(core: EngineCore) -> dict[str, Any]:
         "prefill_s": time.perf_counter() - start,
         "ratio": float(np.percentile(gaps, 95)) / without,
     }
-    _end(core, [*agents, late])
+    _end(core, [*agents, late.agent])
     return row
 
 

@@ -1,7 +1,8 @@
 """What makes mlx-lm's model classes fast on a CPU, equal to fp32 rounding.
 
-MLX's CPU build computes `exp` at a third of the speed of `power`, and works out the angles of
-rotary embeddings anew for every layer, for queries and for keys.
+MLX's CPU build is slow at `exp`, and works out the angles of rotary embeddings anew for every
+layer, for queries and for keys. OpenBLAS copies a matrix before it multiplies a few rows by it,
+unless the matrix is small.
 """
 
 import math
@@ -12,9 +13,20 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from edgecortex.cpu import exp2
+
+FEW_ROWS = 8
+BLOCK = 64  # weight rows: with these, products of few rows stay below OpenBLAS's limit
+
 
 def speed_up(model: Any) -> None:
-    """Exchanges the activation and the rotary embedding of a model's layers, where known."""
+    """Exchanges the activation, the rotary embedding and the linear maps of a model's layers,
+    where they are of known kinds."""
+    for module in model.modules():
+        if type(module) is nn.Linear and "bias" not in module:
+            module.__class__ = BlockedLinear
+        elif type(module) is nn.Embedding:
+            module.__class__ = BlockedEmbedding
     tables: dict[tuple[int, float, float], _Tables] = {}
     for layer in model.layers:
         module = sys.modules[type(layer.mlp).__module__]
@@ -26,9 +38,33 @@ def speed_up(model: Any) -> None:
             layer.self_attn.rope = TableRoPE(rope, tables.setdefault(key, _Tables(*key)))
 
 
+def multiply(x: mx.array, weight: mx.array) -> mx.array:
+    """x (…, in) times the transposed weight (out, in): (…, out)."""
+    num_rows, (out, width) = x.size // x.shape[-1], weight.shape
+    if num_rows > FEW_ROWS or out % BLOCK:
+        return x @ weight.T
+    blocks = weight.reshape(-1, BLOCK, width).swapaxes(-1, -2)
+    product = x.reshape(1, num_rows, width) @ blocks
+    return product.swapaxes(0, 1).reshape(*x.shape[:-1], out)
+
+
+class BlockedLinear(nn.Linear):
+    """A linear map without bias."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return multiply(x, self.weight)
+
+
+class BlockedEmbedding(nn.Embedding):
+    """An embedding that may serve as output head."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        return multiply(x, self.weight)
+
+
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """gate · sigmoid(gate) · x, elementwise."""
-    return gate * x / (1 + mx.power(2, gate * -math.log2(math.e)))
+    return gate * x / (1 + exp2(gate * -math.log2(math.e)))
 
 
 class _Tables:

@@ -1,18 +1,20 @@
 """Exact attention over rows in full precision and sealed segments together.
 
-Shapes as in the segment module; G is the number of query heads per KV head. Queries come
-scaled. Softmax runs over everything a token sees, whatever it is stored in: partial results
-carry their maximum and their sum, and are merged (online softmax, Milakov & Gimelshein,
-arXiv 1805.02867).
+Shapes as in the segment module; G is the number of query heads per KV head. Queries come scaled,
+by log2(e) besides: on a CPU powers of two are faster than exponentials. Softmax runs over
+everything a token sees, whatever it is stored in: partial results carry their maximum and their
+sum, and are merged (online softmax, Milakov & Gimelshein, arXiv 1805.02867).
 """
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
 
+from edgecortex.cpu import exp2
 from edgecortex.kv.plan import HIDDEN
 from edgecortex.kv.segment import LayerKV
 
@@ -40,6 +42,11 @@ class Run:
     stacked: bool
     dense: bool
 
+    @property
+    def num_tokens(self) -> int:
+        """L."""
+        return self.layer.num_tokens
+
     def scores(self, q: mx.array) -> mx.array:
         """q (m, n_kv_heads, G, head_dim) times the keys: (m, n_kv_heads, G, L)."""
         scores = self._through(self.layer.scores, q).astype(mx.float32)
@@ -49,12 +56,36 @@ class Run:
         """p (m, n_kv_heads, G, L) times the values: (m, n_kv_heads, G, v_head_dim)."""
         return self._through(self.layer.weighted, p)
 
+    def partial(self, q: mx.array) -> Partial:
+        """The rows' attention over this run alone.
+
+        Of a run that rows share, scores stay (n_kv_heads, m * G, L), as they are computed.
+        """
+        if self.stacked or q.shape[0] == 1:
+            return _partial(self.scores(q), self.weighted, q.dtype)
+        scores = self.layer.scores(_by_head(q), self.dense).astype(mx.float32)
+        if self.mask is not None:
+            mask = mx.repeat(self.mask, q.shape[2], axis=0)
+            scores = scores + mask
+        weighted = partial(self.layer.weighted, dense=self.dense)
+        return Partial(*(_by_row(x, q) for x in _partial(scores, weighted, q.dtype)))
+
     def _through(self, product: Callable[[mx.array, bool], mx.array], x: mx.array) -> mx.array:
         if self.stacked or x.shape[0] == 1:
             return product(x, self.dense)
-        m, heads, groups, width = x.shape
-        out = product(x.swapaxes(0, 1).reshape(heads, m * groups, width), self.dense)
-        return out.reshape(heads, m, groups, -1).swapaxes(0, 1)
+        return _by_row(product(_by_head(x), self.dense), x)
+
+
+def _by_head(x: mx.array) -> mx.array:
+    """(m, n_kv_heads, G, C) to (n_kv_heads, m * G, C)."""
+    m, heads, groups, width = x.shape
+    return x.swapaxes(0, 1).reshape(heads, m * groups, width)
+
+
+def _by_row(x: mx.array, like: mx.array) -> mx.array:
+    """(n_kv_heads, m * G, C) to (m, n_kv_heads, G, C), with the m and G of `like`."""
+    m, heads, groups, _ = like.shape
+    return x.reshape(heads, m, groups, -1).swapaxes(0, 1)
 
 
 def decode(
@@ -77,14 +108,10 @@ def decode(
     Returns: (n, n_kv_heads, G, v_head_dim), still rotated.
     """
     scores = (q @ row_k.swapaxes(-1, -2) + row_mask).astype(mx.float32)
-    if not runs:
-        return mx.softmax(scores, axis=-1).astype(q.dtype) @ row_v
-    if merge_index is None:
+    if merge_index is None and not any(run.dense for run in runs):
         return _decode_together(q, scores, row_v, runs)
     partials = [_partial(scores, lambda p: p @ row_v, q.dtype)]
-    for run in runs:
-        run_q = q if run.rows is None else q[run.rows]
-        partials.append(_partial(run.scores(run_q), run.weighted, q.dtype))
+    partials += [run.partial(q if run.rows is None else q[run.rows]) for run in runs]
     return _merge(partials, merge_index, q.dtype)
 
 
@@ -92,34 +119,44 @@ def _decode_together(
     q: mx.array, row_scores: mx.array, row_v: mx.array, runs: Sequence[Run]
 ) -> mx.array:
     """All rows see all runs: one softmax over the joined scores."""
+    if not runs:
+        out, _, total = _partial(row_scores, lambda p: p @ row_v, q.dtype)
+        return (out / total).astype(q.dtype)
+    stops = list(itertools.accumulate(run.num_tokens for run in runs))
+
+    def weighted(p: mx.array) -> mx.array:
+        *pieces, own = mx.split(p, stops, axis=-1)
+        out = own @ row_v
+        for run, piece in zip(runs, pieces, strict=True):
+            out = out + run.weighted(piece)
+        return out
+
     joined = mx.concatenate([*(run.scores(q) for run in runs), row_scores], axis=-1)
-    p = mx.softmax(joined, axis=-1).astype(q.dtype)
-    stops = list(itertools.accumulate(run.layer.num_tokens for run in runs))
-    *pieces, own = mx.split(p, stops, axis=-1)
-    out = own @ row_v
-    for run, piece in zip(runs, pieces, strict=True):
-        out = out + run.weighted(piece)
-    return out
+    out, _, total = _partial(joined, weighted, q.dtype)
+    return (out / total).astype(q.dtype)
 
 
 def _partial(
     scores: mx.array, weighted: Callable[[mx.array], mx.array], dtype: mx.Dtype
 ) -> Partial:
     top = scores.max(axis=-1, keepdims=True)
-    p = mx.exp(scores - top)
+    p = exp2(scores - top)
     return Partial(weighted(p.astype(dtype)), top, p.sum(axis=-1, keepdims=True))
 
 
-def _merge(partials: Sequence[Partial], index: mx.array, dtype: mx.Dtype) -> mx.array:
-    """Merges each row's partials; the entry one past the stack is empty."""
+def _merge(partials: Sequence[Partial], index: mx.array | None, dtype: mx.Dtype) -> mx.array:
+    """Merges each row's partials, found by `index`, or all of equal rows if it is None."""
     columns = []
     for stack, empty in zip(zip(*partials, strict=True), (0.0, HIDDEN, 0.0), strict=True):
-        rows = mx.pad(
-            mx.concatenate(list(stack)), [(0, 1), (0, 0), (0, 0), (0, 0)], constant_values=empty
-        )
-        columns.append(rows[index])
+        if index is None:
+            columns.append(mx.stack(list(stack), axis=1))
+        else:  # the entry one past the stack is empty
+            rows = mx.pad(
+                mx.concatenate(list(stack)), [(0, 1), (0, 0), (0, 0), (0, 0)], constant_values=empty
+            )
+            columns.append(rows[index])
     out, top, total = columns
-    weight = mx.exp(top - top.max(axis=1, keepdims=True))
+    weight = mx.power(2, top - top.max(axis=1, keepdims=True))
     return ((out * weight).sum(axis=1) / (total * weight).sum(axis=1)).astype(dtype)
 
 
@@ -133,7 +170,7 @@ def prefill(
     """New tokens of one block over everything sealed before it, the sinks and their own block.
 
     Args:
-        q: (n_kv_heads, G, n, head_dim), scaled by log2(e) besides.
+        q: (n_kv_heads, G, n, head_dim).
         past: sealed keys and values read back, each (n_kv_heads, P, head_dim or v_head_dim).
         own: keys and values in full precision, each (n_kv_heads, C, head_dim or v_head_dim).
         past_mask: (n, P), added to the scores, or None. own_mask: (n, C), likewise.
@@ -152,7 +189,7 @@ def prefill(
         top = mx.maximum(top, s.max(axis=-1, keepdims=True))
     out, total = mx.array(0.0), mx.array(0.0)
     for s, ((_, values), _) in zip(scores, runs, strict=True):
-        p = mx.power(2, s - top)
+        p = exp2(s - top)
         total = total + p.sum(axis=-1, keepdims=True)
         p = p.astype(q.dtype).reshape(heads, groups * n, -1)
         out = out + _grouped(p @ values, groups)

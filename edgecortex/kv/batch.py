@@ -10,7 +10,9 @@ from edgecortex.kv.attention import Run
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import KVFormat
 from edgecortex.kv.plan import DecodeView, RunView, SpanView, StepPlan
-from edgecortex.kv.segment import KVSegment, LayerKV, rotate
+from edgecortex.kv.segment import KVSegment, LayerKV, Member, Stack, rotate
+
+HEAD_START = 4  # layers: these are computed while Python works out the next ones
 
 
 class BatchQuantizedKVCache:
@@ -36,8 +38,8 @@ class BatchQuantizedKVCache:
         self._plan: StepPlan | None = None
         self._decode_view: DecodeView | None = None
         self._span_views: Sequence[SpanView] = ()
-        self._stacks: dict[tuple[KVSegment, ...], LayerKV] = {}
-        self._used_stacks: dict[tuple[KVSegment, ...], LayerKV] = {}
+        self._stacks: dict[tuple[KVSegment, ...], Stack] = {}
+        self._used_stacks: dict[tuple[KVSegment, ...], Stack] = {}
 
     # The slab.
 
@@ -124,19 +126,21 @@ class BatchQuantizedKVCache:
         self.num_attended += 1
         num_heads = self.arrays()[0].shape[1]
         rows = q.reshape(q.shape[0], num_heads, -1, q.shape[-1])
-        rows = rotate(rows) if self.format.rotate else rows
+        rows = (rotate(rows) if self.format.rotate else rows) * (scale * math.log2(math.e))
         out = []
         if self._decode_view is not None:
             n = self._decode_view.slots.shape[0]
-            out.append(self._decode(rows[:n] * scale, self._decode_view))
+            out.append(self._decode(rows[:n], self._decode_view))
         for view in self._span_views:
             start = view.span.start
             span_q = rows[start : start + view.span.num_tokens].transpose(1, 2, 0, 3)
-            attended = self._prefill(span_q * (scale * math.log2(math.e)), view)
+            attended = self._prefill(span_q, view)
             out.append(attended.transpose(2, 0, 1, 3))
         self._new = None
         joined = out[0] if len(out) == 1 else mx.concatenate(out)
         joined = rotate(joined) if self.format.rotate else joined
+        if self.layer % HEAD_START == HEAD_START - 1:
+            mx.async_eval(joined)
         return joined.reshape(*q.shape[:3], -1)
 
     def seal_rows(self, slots: mx.array) -> list[LayerKV]:
@@ -160,15 +164,15 @@ class BatchQuantizedKVCache:
         layer = self._stack(view.segments) if stacked else view.segments[0].layers[self.layer]
         return Run(layer, view.chosen, view.mask, stacked, num_rows >= self.dense_from)
 
-    def _stack(self, segments: tuple[KVSegment, ...]) -> LayerKV:
+    def _stack(self, segments: tuple[KVSegment, ...]) -> Stack:
         """Segments of equal length along a leading axis.
 
         Kept for the next step, and the segments then read from it: nothing is held twice.
         """
         if segments not in self._stacks:
-            stack = LayerKV.stack([segment.layers[self.layer] for segment in segments])
+            stack = Stack.of([segment.layers[self.layer] for segment in segments])
             for i, segment in enumerate(segments):
-                segment.layers[self.layer] = stack.member(i)
+                segment.layers[self.layer] = Member(stack, i)
             self._stacks[segments] = stack
         self._used_stacks[segments] = self._stacks[segments]
         return self._stacks[segments]

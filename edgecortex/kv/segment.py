@@ -7,13 +7,14 @@ format rotates, all three come rotated already.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import mlx.core as mx
 
 from edgecortex.kv.affine import pack, unpack
 from edgecortex.kv.format import KVFormat
+
+Parts = tuple[mx.array, ...]
 
 
 def rotate(x: mx.array) -> mx.array:
@@ -43,7 +44,6 @@ def value_group(head_dim: int, group_size: int) -> tuple[int, int]:
     return group_size, -(-head_dim // group_size) * group_size
 
 
-@dataclass(frozen=True)
 class LayerKV:
     """One layer of a segment. Quantized parts are (words, scales, biases), else one array.
 
@@ -51,10 +51,17 @@ class LayerKV:
     a transpose and segments join along the last axis; token keys are (n_kv_heads, L, head_dim).
     """
 
-    format: KVFormat
-    k: tuple[mx.array, ...]
-    v: tuple[mx.array, ...]
-    v_dim: int
+    def __init__(self, format: KVFormat, k: Parts, v: Parts, v_dim: int) -> None:
+        self.format, self.v_dim = format, v_dim
+        self._k, self._v = k, v
+
+    @property
+    def k(self) -> Parts:
+        return self._k
+
+    @property
+    def v(self) -> Parts:
+        return self._v
 
     @classmethod
     def seal(cls, k: mx.array, v: mx.array, format: KVFormat) -> "LayerKV":
@@ -142,17 +149,9 @@ class LayerKV:
         v = tuple(mx.concatenate(list(pair), axis=-2) for pair in zip(self.v, later.v, strict=True))
         return LayerKV(self.format, k, v, self.v_dim)
 
-    @classmethod
-    def stack(cls, layers: "Sequence[LayerKV]") -> "LayerKV":
-        """Runs of equal length along a leading axis."""
-        k = tuple(mx.stack(list(parts)) for parts in zip(*(x.k for x in layers), strict=True))
-        v = tuple(mx.stack(list(parts)) for parts in zip(*(x.v for x in layers), strict=True))
-        return cls(layers[0].format, k, v, layers[0].v_dim)
-
-    def member(self, index: int) -> "LayerKV":
-        """One run of a stack, in the stack's memory."""
-        k = tuple(part[index] for part in self.k)
-        v = tuple(part[index] for part in self.v)
+    def copied(self) -> "LayerKV":
+        """The same run in arrays of its own."""
+        k, v = (tuple(mx.contiguous(part) for part in parts) for parts in (self.k, self.v))
         return LayerKV(self.format, k, v, self.v_dim)
 
     @property
@@ -163,6 +162,73 @@ class LayerKV:
         if self.format.bits is None:
             return self.k[0].astype(dtype)
         return unpack(self.k, self.format.group_size, self.format.bits, dtype)
+
+
+class Stack(LayerKV):
+    """Runs of equal length along a leading axis, out of which their members then read."""
+
+    @classmethod
+    def of(cls, layers: "Sequence[LayerKV]") -> "Stack":
+        """Neighbours that lie together in another stack are moved together."""
+        k, v = [], []
+        for run in _neighbours(layers):
+            first, last = run[0], run[-1]
+            if isinstance(first, Member) and isinstance(last, Member):
+                k.append([part[first.index : last.index + 1] for part in first.stack.k])
+                v.append([part[first.index : last.index + 1] for part in first.stack.v])
+            else:
+                k.append([part[None] for part in first.k])
+                v.append([part[None] for part in first.v])
+        joined_k, joined_v = (
+            tuple(mx.concatenate(list(parts)) for parts in zip(*runs, strict=True))
+            for runs in (k, v)
+        )
+        return cls(layers[0].format, joined_k, joined_v, layers[0].v_dim)
+
+    def __len__(self) -> int:
+        return self.v[0].shape[0]
+
+
+class Member(LayerKV):
+    """One run of a stack, in the stack's memory; its arrays are made when they are asked for."""
+
+    def __init__(self, stack: Stack, index: int) -> None:
+        super().__init__(stack.format, (), (), stack.v_dim)
+        self.stack, self.index = stack, index
+
+    @property
+    def k(self) -> Parts:
+        return tuple(part[self.index] for part in self.stack.k)
+
+    @property
+    def v(self) -> Parts:
+        return tuple(part[self.index] for part in self.stack.v)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.stack.num_tokens
+
+    @property
+    def nbytes(self) -> int:
+        return self.stack.nbytes // len(self.stack)
+
+
+def _neighbours(layers: "Sequence[LayerKV]") -> "list[list[LayerKV]]":
+    """The runs in order, in groups that follow each other in one stack."""
+    groups: list[list[LayerKV]] = []
+    for layer in layers:
+        last = groups[-1][-1] if groups else None
+        together = (
+            isinstance(layer, Member)
+            and isinstance(last, Member)
+            and layer.stack is last.stack
+            and layer.index == last.index + 1
+        )
+        if together:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+    return groups
 
 
 class KVSegment:
