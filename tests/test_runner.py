@@ -1,5 +1,8 @@
 """Ragged steps against mlx-lm's own attention on whole sequences, model class by model class."""
 
+import gc
+
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -85,3 +88,22 @@ def test_recurrent_layers_are_refused(monkeypatch):
     monkeypatch.setattr(type(model.model), "make_cache", lambda self: [ArraysCache(2)] * 2)
     with pytest.raises(ModelError, match="attention layers only"):
         ModelRunner(model, FP)
+
+
+def test_agents_at_rest_keep_no_more_than_their_own():
+    """Runs of many agents are computed from one stack; whoever leaves it takes a copy."""
+    model = tiny.make("llama")
+    runner = ModelRunner(model, EngineConfig())
+    start = mx.get_active_memory()
+    contexts = [runner.pool.open() for _ in range(12)]
+    for context in contexts:
+        runner.run([(context, list(range(1, 90)))])
+    while contexts:
+        for _ in range(2):
+            runner.run([(context, [7]) for context in contexts])
+        resting = contexts.pop()
+        runner.pool.release(resting)
+    runner.run([(runner.pool.contexts()[0], [7])])
+    gc.collect()
+    held = mx.get_active_memory() - start
+    assert held < 1.05 * runner.pool.used_bytes + 100_000

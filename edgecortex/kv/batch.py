@@ -64,6 +64,7 @@ class BatchQuantizedKVCache:
         """Keeps these slots' rows, in this order; the slab is let go when none is left."""
         self.num_slots = slots.size
         self._plan, self._decode_view, self._span_views = None, None, ()
+        self._loosen(self._stacks | self._used_stacks)
         self._stacks, self._used_stacks = {}, {}
         self._k, self._v = (
             x[slots] if x is not None and slots.size else None for x in (self._k, self._v)
@@ -116,6 +117,7 @@ class BatchQuantizedKVCache:
         """Sets what the coming forward pass feeds and what it sees."""
         self._plan, self._decode_view, self._span_views = plan, decode_view, span_views
         self.sealed = {}
+        self._loosen({k: v for k, v in self._stacks.items() if k not in self._used_stacks})
         self._stacks, self._used_stacks = self._used_stacks, {}
 
     def attend(self, q: mx.array, scale: float) -> mx.array:
@@ -176,6 +178,16 @@ class BatchQuantizedKVCache:
             self._stacks[segments] = stack
         self._used_stacks[segments] = self._stacks[segments]
         return self._stacks[segments]
+
+    def _loosen(self, stacks: dict[tuple[KVSegment, ...], Stack]) -> None:
+        """Gives segments that still lie in these stacks arrays of their own: one alone would
+        keep a whole stack in memory."""
+        for segments, stack in stacks.items():
+            for segment in segments:
+                layer = segment.layers[self.layer]
+                if segment.refs and isinstance(layer, Member) and layer.stack is stack:
+                    segment.layers[self.layer] = own = layer.copied()
+                    mx.eval(own.k, own.v)
 
     def _prefill(self, q: mx.array, view: SpanView) -> mx.array:
         """q (n_kv_heads, G, n, head_dim) of one span."""

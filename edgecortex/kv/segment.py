@@ -151,7 +151,7 @@ class LayerKV:
 
     def copied(self) -> "LayerKV":
         """The same run in arrays of its own."""
-        k, v = (tuple(mx.contiguous(part) for part in parts) for parts in (self.k, self.v))
+        k, v = (tuple(map(_own, parts)) for parts in (self.k, self.v))
         return LayerKV(self.format, k, v, self.v_dim)
 
     @property
@@ -297,11 +297,16 @@ def _windowed(layer: LayerKV, window: int | None) -> LayerKV:
     return layer.cut(excess, layer.num_tokens) if excess > 0 else layer
 
 
+def _own(view: mx.array) -> mx.array:
+    """The same numbers in a buffer of their own: a view keeps all of what it looks into."""
+    return view + 0
+
+
 def _cut(part: mx.array, axis: int, start: int, stop: int, num_tokens: int) -> mx.array:
     """Slices `start:stop` of `num_tokens` along an axis that may count words or groups."""
     size = part.shape[axis]
     a, b = start * size // num_tokens, stop * size // num_tokens
-    return mx.contiguous(part[..., a:b] if axis == -1 else part[..., a:b, :])
+    return _own(part[..., a:b] if axis == -1 else part[..., a:b, :])
 
 
 def _pad_last(x: mx.array, multiple: int) -> mx.array:
