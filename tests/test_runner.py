@@ -101,7 +101,7 @@ def test_agents_at_rest_keep_no_more_than_their_own():
     while contexts:
         for _ in range(2):
             runner.run([(context, [7]) for context in contexts])
-        resting = contexts.pop()
+        resting = contexts.pop(len(contexts) // 2)
         runner.pool.release(resting)
     runner.run([(runner.pool.contexts()[0], [7])])
     gc.collect()
