@@ -64,7 +64,7 @@ def measure(model: str, windows: dict[int, int], progress: Callable[[str], None]
     """Compares all formats of the engine, and their rivals, with full precision.
 
     Args:
-        windows: how many windows to read, by their length in tokens.
+        windows: how many windows to read, by their length in tokens; rivals read the shortest.
 
     Raises:
         EdgeCortexError: the text is too short for them.
@@ -76,7 +76,8 @@ def measure(model: str, windows: dict[int, int], progress: Callable[[str], None]
         parts = defaultdict[str, list[Row]](list)
         for number, ids in enumerate(_passages(loaded, length, count), 1):
             progress(f"{length:,} tokens, window {number} of {count}")
-            for name, part in _compare(starts, ids).items():
+            chosen = starts if length == min(windows) else _without_rivals(starts)
+            for name, part in _compare(chosen, ids).items():
                 parts[name].append(part)
         rows += [_summary(name, length, parts[name], parts["fp"]) for name in parts]
     ours = [row for row in rows if row["format"] == DEFAULT_FORMAT]
@@ -95,6 +96,10 @@ def _readers(loaded: LoadedModel) -> dict[str, Callable[[], Reader]]:
     runners = {name: ModelRunner(loaded, EngineConfig(kv_format=name)) for name in names}
     engine = {name: partial(EngineReader, runner) for name, runner in runners.items()}
     return engine | {name: partial(RivalReader, loaded, rival) for name, rival in RIVALS.items()}
+
+
+def _without_rivals(starts: dict[str, Callable[[], Reader]]) -> dict[str, Callable[[], Reader]]:
+    return {name: start for name, start in starts.items() if name not in RIVALS}
 
 
 def _passages(loaded: LoadedModel, length: int, count: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgecortex.config import EngineConfig, SamplingParams
 from edgecortex.generation import Generation
 from edgecortex.kv.context import Context
+from edgecortex.kv.format import kv_format
 
 if TYPE_CHECKING:
     from edgecortex.agent import Agent, AnswerHook
@@ -69,6 +70,7 @@ class Scheduler:
 
     def __init__(self, config: EngineConfig, admit: Callable[[Request], bool]) -> None:
         self.config, self._admit = config, admit
+        self._format = kv_format(config.kv_format)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._decode_s: float | None = None
@@ -105,7 +107,9 @@ class Scheduler:
         for request in sorted(prefilling, key=lambda r: r.priority):
             if room <= 0:
                 break
-            share = min(room, request.pending())
+            assert request.context is not None
+            share = self._format.share(request.context.num_own, room)
+            share = min(share, request.pending())
             batch.append((request, share))
             room -= share
         return batch

@@ -9,6 +9,7 @@ from edgecortex.kv import attention
 from edgecortex.kv.attention import Run
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import KVFormat
+from edgecortex.kv.past import Past
 from edgecortex.kv.plan import DecodeView, RunView, SpanView, StepPlan
 from edgecortex.kv.segment import KVSegment, LayerKV, Member, Stack, rotate
 
@@ -38,6 +39,7 @@ class BatchQuantizedKVCache:
         self._plan: StepPlan | None = None
         self._decode_view: DecodeView | None = None
         self._span_views: Sequence[SpanView] = ()
+        self._kept: dict[Context, Past] = {}
         self._stacks: dict[tuple[KVSegment, ...], Stack] = {}
         self._used_stacks: dict[tuple[KVSegment, ...], Stack] = {}
 
@@ -63,7 +65,7 @@ class BatchQuantizedKVCache:
     def reorder(self, slots: mx.array) -> None:
         """Keeps these slots' rows, in this order; the slab is let go when none is left."""
         self.num_slots = slots.size
-        self._plan, self._decode_view, self._span_views = None, None, ()
+        self._plan, self._decode_view, self._span_views, self._kept = None, None, (), {}
         self._loosen(self._stacks | self._used_stacks)
         self._stacks, self._used_stacks = {}, {}
         self._k, self._v = (
@@ -112,11 +114,20 @@ class BatchQuantizedKVCache:
     # One step.
 
     def begin(
-        self, plan: StepPlan, decode_view: DecodeView | None, span_views: Sequence[SpanView]
+        self,
+        plan: StepPlan,
+        decode_view: DecodeView | None,
+        span_views: Sequence[SpanView],
+        keep_past: bool,
     ) -> None:
-        """Sets what the coming forward pass feeds and what it sees."""
+        """Sets what the coming forward pass feeds and what it sees.
+
+        `keep_past` says that what the spans read back is kept for their next share.
+        """
         self._plan, self._decode_view, self._span_views = plan, decode_view, span_views
         self.sealed = {}
+        spans = [view.span.context for view in span_views] if keep_past else []
+        self._kept = {context: self._kept.get(context) or Past() for context in spans}
         self._loosen({k: v for k, v in self._stacks.items() if k not in self._used_stacks})
         self._stacks, self._used_stacks = self._used_stacks, {}
 
@@ -233,10 +244,15 @@ class BatchQuantizedKVCache:
     def _past(self, context: Context, dtype: mx.Dtype, head_dim: int) -> tuple[mx.array, ...]:
         """Everything sealed that the context holds, read back, the span's own blocks last."""
         layers = [segment.layers[self.layer] for segment in context.segments]
+        past = self._kept.get(context)
+        if past is not None and past.num_tokens == sum(layer.num_tokens for layer in layers):
+            layers = []
+        else:
+            past = Past()
         if context in self.sealed:
             layers.append(self.sealed[context])
-        if not layers:
-            return ()
-        keys = [layer.keys(dtype, head_dim) for layer in layers]
-        values = [layer.values(dtype) for layer in layers]
-        return mx.contiguous(mx.concatenate(keys, axis=1)), mx.concatenate(values, axis=1)
+        for layer in layers:
+            past.append(layer.keys(dtype, head_dim), layer.values(dtype))
+        if context in self._kept:
+            self._kept[context] = past
+        return past.keys_and_values()

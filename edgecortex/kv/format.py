@@ -54,6 +54,18 @@ class KVFormat:
         past_sinks = num_tokens - self.num_sinks
         return num_tokens if past_sinks <= 0 else self.num_sinks + past_sinks % self.block
 
+    def share(self, num_tokens: int, most: int) -> int:
+        """How many tokens to feed at once after `num_tokens`, at most `most`.
+
+        A span attends block by block, so it goes to the end of a block; where not even one end
+        is in reach, the rest of the block is cut into equal parts.
+        """
+        to_end = self.row - self.row_length(num_tokens)
+        if most < to_end:
+            num_parts = -(-to_end // most)
+            return -(-to_end // num_parts)
+        return to_end + (most - to_end) // self.block * self.block
+
     def num_sealed(self, num_tokens: int) -> int:
         """Tokens that are sealed once `num_tokens` have been fed."""
         return max(0, num_tokens - self.num_sinks) // self.block * self.block

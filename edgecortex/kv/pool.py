@@ -193,13 +193,21 @@ class BlockPool:
     def begin(self, plan: StepPlan) -> None:
         """Prepares every layer for a forward pass."""
         views: dict[int | None, tuple[DecodeView | None, list[SpanView]]] = {}
+        keep_past = self._keeps_past(plan)
         for cache in self.caches:
             if cache.window not in views:
                 at = (self.format, cache.layer, cache.window)
                 contexts = [share.context for share in plan.singles]
                 single = DecodeView.build(contexts, *at) if contexts else None
                 views[cache.window] = single, [SpanView.build(s, *at) for s in plan.spans]
-            cache.begin(plan, *views[cache.window])
+            cache.begin(plan, *views[cache.window], keep_past)
+
+    def _keeps_past(self, plan: StepPlan) -> bool:
+        """Whether spans that share a step with decoding agents, and so come in small shares,
+        keep their past read back: if there is room for it."""
+        num_tokens = sum(share.context.num_own + share.num_tokens for share in plan.spans)
+        nbytes = num_tokens * self.row_nbytes // self.format.row
+        return bool(plan.singles) and nbytes <= self.free_bytes
 
     def commit(self, plan: StepPlan) -> None:
         """Counts the fed tokens and attaches what the step sealed."""
