@@ -43,7 +43,7 @@ def import_gguf(path: Path, folder: Path, progress: Progress) -> None:
 def _write_folder(file: GGUFFile, folder: Path, progress: Progress) -> None:
     arch, config = architecture(file), build_config(file)
     tensors = _named_tensors(file, arch)
-    _check_complete(file, tensors, arch.required(config["num_hidden_layers"]))
+    _check_complete(file, tensors, arch, config["num_hidden_layers"])
     check_room(folder, _folder_bytes(tensors))
     config |= _quantization(tensors)
     config["eos_token_id"] = write_tokenizer(file, folder)
@@ -73,8 +73,14 @@ def _named_tensors(file: GGUFFile, arch: Architecture) -> dict[str, ReaderTensor
     return tensors
 
 
-def _check_complete(file: GGUFFile, tensors: dict[str, ReaderTensor], required: set[str]) -> None:
-    if missing := sorted(required - tensors.keys()):
+def _check_complete(
+    file: GGUFFile, tensors: dict[str, ReaderTensor], arch: Architecture, num_layers: int
+) -> None:
+    if num_layers > len(tensors):  # a damaged number may be too large to list what it asks for
+        missing = [f"most of {num_layers:,} layers"]
+    else:
+        missing = sorted(arch.required(num_layers) - tensors.keys())
+    if missing:
         raise ModelError(
             f"{file.path}: expected a whole model, got one without {missing[0]} ({len(missing)} "
             "are missing); if it is split into several files, join them first"

@@ -6,13 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader, ReaderTensor
+import numpy as np
+from gguf import GGUFReader, GGUFValueType, ReaderTensor
 
 from edgecortex.errors import ModelError
 
+_LONGEST_LIST = 1 << 20  # four times the largest vocabulary
+
 
 class _Reader(GGUFReader):
-    """Stops at the end of the file, where the original reads nothing and goes on."""
+    """Stops at the end of the file, where the original reads nothing and goes on, and at lists
+    of a length that only damage explains: an element takes it half a kilobyte."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == GGUFValueType.ARRAY:
+            length = int(self._get(orig_offs + 4, np.uint64)[0])
+            if length > _LONGEST_LIST:
+                raise ValueError(f"a list of {length:,} elements at byte {int(orig_offs):,}")
+        return super()._get_field_parts(orig_offs, raw_type)
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         values = super()._get(offset, dtype, count, override_order)
