@@ -13,6 +13,7 @@ from edgecortex.bench.report import Report, Row, make_report, median
 from edgecortex.errors import EdgeCortexError
 from edgecortex.models import resolve
 
+NUM_STEPS = 48  # that either side times
 # Prompt lengths of the agents, in tokens.
 SCENARIOS = {
     "alone": [512],

@@ -10,11 +10,10 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, stream_generate
 from mlx_lm.utils import dequantize_model, load
 
-from edgecortex.bench.decode import SCENARIOS, worker
+from edgecortex.bench.decode import NUM_STEPS, SCENARIOS, worker
 from edgecortex.bench.text import prompts
 from edgecortex.models.adapter import Tokenizer, compute_dtype
 
-NUM_STEPS = 48
 MAX_SECONDS = 20.0
 
 

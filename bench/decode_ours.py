@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from edgecortex.bench.decode import SCENARIOS, worker
+from edgecortex.bench.decode import NUM_STEPS, SCENARIOS, worker
 from edgecortex.bench.text import prompts
 from edgecortex.config import EngineConfig, SamplingParams
 from edgecortex.core import EngineCore
@@ -18,7 +18,6 @@ from edgecortex.kv.segment import KVSegment
 from edgecortex.models.adapter import load_model
 from edgecortex.scheduler import Request
 
-NUM_STEPS = 48
 PERCENTILES = {"median": 50, "p95": 95}
 
 
@@ -57,10 +56,8 @@ def _start(core: EngineCore, lengths: list[int]) -> list[Any]:
 
 def _ask(core: EngineCore, ids: list[int], max_tokens: int) -> Request:
     agent: Any = object()
-    sampling, detokenizer = (
-        SamplingParams(max_tokens=max_tokens),
-        core.model.tokenizer.detokenizer(),
-    )
+    sampling = SamplingParams(max_tokens=max_tokens)
+    detokenizer = core.model.tokenizer.detokenizer()
     request = Request(agent, ids, sampling, Generation(), lambda *_: None, detokenizer)
     core.add(request)
     return request

@@ -6,6 +6,7 @@ newest block and, unless said, four sinks in full precision, and differ from `kv
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
@@ -18,9 +19,9 @@ from edgecortex.models.adapter import LoadedModel
 ReadBack = Callable[[mx.array], mx.array]
 
 
-def stock(x: mx.array) -> mx.array:
-    """mlx-lm's `QuantizedKVCache` with 4 bits."""
-    return mx.dequantize(*mx.quantize(x, group_size=64, bits=4), group_size=64, bits=4)
+def stock(x: mx.array, bits: int = 4) -> mx.array:
+    """Groups of channels of a token, as mlx-lm's `QuantizedKVCache` has them."""
+    return mx.dequantize(*mx.quantize(x, group_size=64, bits=bits), group_size=64, bits=bits)
 
 
 def per_token(x: mx.array) -> mx.array:
@@ -44,11 +45,6 @@ def less_mean(x: mx.array) -> mx.array:
     return mean + rotated(per_token)(x - mean)
 
 
-def in_3_bits(x: mx.array) -> mx.array:
-    """Groups of channels of a token, as `mx.quantize` does it."""
-    return mx.dequantize(*mx.quantize(x, group_size=64, bits=3), group_size=64, bits=3)
-
-
 @dataclass(frozen=True)
 class Rival:
     """How keys and values (1, n_kv_heads, L, head_dim) are read back.
@@ -70,7 +66,7 @@ RIVALS = {
     "keys not rotated": Rival(per_channel, VALUES),
     "values not rotated": Rival(KEYS, per_token),
     "no sinks": Rival(KEYS, VALUES, num_sinks=0),
-    "values in 3 bits": Rival(KEYS, rotated(in_3_bits)),
+    "values in 3 bits": Rival(KEYS, rotated(partial(stock, bits=3))),
 }
 
 
