@@ -1,6 +1,7 @@
 """Settings of an engine and of one answer."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgecortex.errors import ConfigError
 from edgecortex.kv.format import FORMATS
@@ -48,6 +49,9 @@ class EngineConfig:
     prefill in a step is kept so small that a step takes at most `max_gap` times as long as
     without; alone it takes `prefill_chunk` tokens a step.
 
+    With `use_store` KV is kept on disk too, in `store_path` (None: the usual folder), up to
+    `store_max_bytes` (None: without end) beside what sessions hold.
+
     Raises:
         ConfigError: a value out of its range.
     """
@@ -58,6 +62,9 @@ class EngineConfig:
     prefill_chunk: int = 512
     max_gap: float = 2.5
     max_batch: int = 256
+    use_store: bool = True
+    store_path: Path | None = None
+    store_max_bytes: int | None = 8 << 30
 
     def __post_init__(self) -> None:
         _check(self.kv_format in FORMATS, "kv_format", f"one of {list(FORMATS)}", self.kv_format)
@@ -66,6 +73,7 @@ class EngineConfig:
             ("context_length", 16),
             ("prefill_chunk", 1),
             ("max_batch", 1),
+            ("store_max_bytes", 0),
         ):
             value = getattr(self, name)
             _check(value is None or value >= least, name, f"at least {least}", value)

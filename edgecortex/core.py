@@ -1,18 +1,23 @@
 """The engine's inside: single-threaded, one `step()` at a time."""
 
-import contextlib
 import time
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from edgecortex.archive import Archive
 from edgecortex.config import EngineConfig
-from edgecortex.errors import BudgetError
+from edgecortex.contexts import AgentContexts
+from edgecortex.errors import BudgetError, StoreError
+from edgecortex.kv.blocks import BlockCodec
 from edgecortex.kv.context import Context
-from edgecortex.models.adapter import LoadedModel, common_prefix_len
+from edgecortex.models.adapter import LoadedModel
+from edgecortex.models.fingerprint import fingerprint
+from edgecortex.paths import store_dir
 from edgecortex.runner import ModelRunner
 from edgecortex.sampling import sample
 from edgecortex.scheduler import Request, Scheduler
+from edgecortex.store.cache import PersistentKVCache
 
 if TYPE_CHECKING:
     from edgecortex.agent import Agent
@@ -25,10 +30,9 @@ class EngineCore:
         self.model, self.config = model, config
         self.runner = ModelRunner(model, config)
         self.pool = self.runner.pool
-        self.scheduler = Scheduler(config, self._admit)
+        self.scheduler = Scheduler(config, self._admit, self._holds)
+        self.contexts = AgentContexts(self.pool, self._open_archive())
         self.overhead_s = self.sample_s = 0.0  # so far, in steps
-        self._contexts: dict[Agent, Context] = {}
-        self.pool.on_evict = self._forget
 
     @property
     def context_length(self) -> int:
@@ -54,30 +58,26 @@ class EngineCore:
         else:
             self.scheduler.add(request)
 
-    def fork(self, parent: "Agent", child: "Agent") -> None:
-        """Gives `child` the KV of `parent`, if it has any and there is room for one more row."""
-        if context := self._contexts.get(parent):
-            self.pool.acquire(context, context.num_own)  # in use it is not evicted for the child
-            with contextlib.suppress(BudgetError):
-                self._contexts[child] = self.pool.fork(context)
-            self.pool.release(context)
-
     def release(self, agent: "Agent") -> None:
         """Frees an agent's KV; an answer in progress ends as cancelled."""
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             if request.agent is agent:
                 self._finish(request, "cancelled")
-        if context := self._contexts.pop(agent, None):
-            self.pool.close(context)
+        self.contexts.release(agent)
 
     def cancel_all(self, error: Exception) -> None:
         """Ends every answer as cancelled, with an error to raise."""
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self._finish(request, "cancelled", error)
 
+    def close(self) -> None:
+        """Waits until what was saved is durable."""
+        if self.contexts.archive:
+            self.contexts.archive.close()
+
     def kv_nbytes(self, agent: "Agent") -> int:
         """Bytes of KV that an agent holds, shared segments in full."""
-        context = self._contexts.get(agent)
+        context = self.contexts.get(agent)
         return self.pool.nbytes(context) if context else 0
 
     # One step.
@@ -134,6 +134,8 @@ class EngineCore:
         request.text += request.detokenizer.last_segment
         _cut_at_stop(request)
         request.generation.add_token(token, _emit(request, hold=not request.cut))
+        if request.generation.stats.num_generated_tokens == 1 and self.pool.slides:
+            self.contexts.save(request.agent)  # windows can be stored at their end only
         if request.cut:
             return "stop"
         stats = request.generation.stats
@@ -150,14 +152,15 @@ class EngineCore:
             _cut_at_stop(request)
         if request.context is not None:
             self.pool.release(request.context)
+            if error is None:
+                self.contexts.save(request.agent)
         request.answered(None if error else request.text, request.cut)
         request.generation.finish(reason, _emit(request, hold=False), error)
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Ends an answer with an error and lets its KV go: nobody knows how far it got."""
         self._finish(request, "error", error)
-        if context := self._contexts.pop(request.agent, None):
-            self.pool.close(context)
+        self.contexts.release(request.agent)
 
     def _drop_cancelled(self) -> None:
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
@@ -168,19 +171,30 @@ class EngineCore:
 
     def _admit(self, request: Request) -> bool:
         """Finds the request a context with what is already known of its prompt."""
-        try:
-            context = self._contexts.get(request.agent) or self.pool.open()
-        except BudgetError:
+        found = self.contexts.recall(request.agent, request.prompt_ids, self._longest(request))
+        if found is None:
             return False
-        self._contexts[request.agent] = context
-        known = common_prefix_len(context.token_ids, request.prompt_ids)
-        known = self.pool.truncate(context, min(known, len(request.prompt_ids) - 1))
-        if not self.pool.acquire(context, self._longest(request)):
-            return False
-        request.context = context
-        request.generation.stats.num_prompt_tokens = len(request.prompt_ids)
-        request.generation.stats.num_cached_tokens = known
+        request.context = found.context
+        stats = request.generation.stats
+        stats.num_prompt_tokens = len(request.prompt_ids)
+        stats.num_memory_tokens = found.num_memory_tokens
+        stats.num_disk_tokens = found.num_disk_tokens
         return True
+
+    def _holds(self, request: Request) -> bool:
+        """Whether to wait: another prompt that is being read begins as this one does, so that
+        soon its blocks can be shared."""
+        ids, shared_len = request.prompt_ids[:-1], self.contexts.shared_len
+        readers = [r for r in self.scheduler.running if r.context and r.pending() > 1]
+        ahead = max(
+            (
+                shared
+                for r in readers
+                if r.context and (shared := shared_len(r.prompt_ids, ids)) > r.context.num_own
+            ),
+            default=0,
+        )
+        return ahead > 0 and ahead > self.contexts.num_known(request.agent, ids)
 
     def _refuse_stuck(self) -> None:
         """Nobody runs, and the first in line finds no room: it never will."""
@@ -196,9 +210,19 @@ class EngineCore:
     def _longest(self, request: Request) -> int:
         return min(request.max_tokens, self.context_length)
 
-    def _forget(self, context: Context) -> None:
-        agent = next(agent for agent, held in self._contexts.items() if held is context)
-        del self._contexts[agent]
+    def _open_archive(self) -> Archive | None:
+        """The store, if it is wanted; one that cannot be used is noted in `store_problem`."""
+        self.store_problem: StoreError | None = None
+        if not self.config.use_store:
+            return None
+        try:
+            folder = self.config.store_path or store_dir()
+            store = PersistentKVCache(folder, self.config.store_max_bytes)
+            codec = BlockCodec(self.pool, self.runner.shapes)
+            return Archive(store, codec, fingerprint(self.model.path))
+        except StoreError as error:
+            self.store_problem = error
+            return None
 
 
 def _cut_at_stop(request: Request) -> None:

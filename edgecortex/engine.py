@@ -97,6 +97,7 @@ class Engine:
             if call := self._inbox.get():
                 call()
         self.core.cancel_all(end)
+        self.core.close()
 
     def _serve(self) -> None:
         """Runs calls as they come and steps while anyone has an answer to make."""
@@ -174,7 +175,7 @@ class Engine:
         """A copy of an agent that shares its sealed KV."""
         conversation = parent.conversation.copy()
         child = Agent(self, _named(name), conversation, parent.sampling, parent.priority)
-        self.call(lambda: self.core.fork(parent, child))
+        self.call(lambda: self.core.contexts.fork(parent, child))
         return child
 
     def release(self, agent: Agent) -> None:

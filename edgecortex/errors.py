@@ -27,3 +27,7 @@ class BudgetError(EdgeCortexError):
 
 class StateError(EdgeCortexError):
     """An operation that the current state does not allow, such as cancelling twice."""
+
+
+class StoreError(EdgeCortexError):
+    """The store on disk, or a session in it, cannot be used as asked."""

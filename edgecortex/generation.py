@@ -13,16 +13,26 @@ from edgecortex.errors import StateError
 @dataclass
 class GenerationStats:
     """Counts in tokens, times in seconds. `ttft_s` is the time to the first token, or to the end
-    of an answer without any. `finish_reason` is `stop`, `length`, `context`, `cancelled`,
-    `error`, or None while the answer is being made."""
+    of an answer without any. Of the prompt, `num_memory_tokens` were resident,
+    `num_disk_tokens` came from the store, and the rest was read anew.
+
+    `finish_reason` is `stop`, `length`, `context`, `cancelled`, `error`, or None while the answer
+    is being made.
+    """
 
     num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0
+    num_memory_tokens: int = 0
+    num_disk_tokens: int = 0
     num_generated_tokens: int = 0
     num_dropped_messages: int = 0
     ttft_s: float = 0.0
     decode_s: float = 0.0
     finish_reason: str | None = None
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt whose KV was there already."""
+        return self.num_memory_tokens + self.num_disk_tokens
 
     @property
     def prefill_tokens_per_s(self) -> float:

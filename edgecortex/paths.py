@@ -20,7 +20,9 @@ def models_dir() -> Path:
 
 
 def store_dir() -> Path:
-    """KV blocks and saved sessions."""
+    """KV blocks and saved sessions: `EDGECORTEX_STORE`, or a folder of the root."""
+    if chosen := os.environ.get("EDGECORTEX_STORE"):
+        return Path(chosen).expanduser().absolute()
     return home() / "store"
 
 

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from edgecortex.config import EngineConfig
 from edgecortex.errors import ModelError
+from edgecortex.kv.blocks import Shape
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import FORMATS, KVFormat, kv_format
 from edgecortex.kv.plan import StepPlan
@@ -25,7 +26,7 @@ class ModelRunner:
         self.model = model
         self.model_s = 0.0  # spent in forward passes so far
         format = kv_format(config.kv_format)
-        shapes = _probe(model)
+        self.shapes = shapes = _probe(model)
         windows = model.windows()
         self.pool = BlockPool(
             format,
@@ -54,9 +55,6 @@ class ModelRunner:
         mx.eval(logits, arrays)
         self.model_s += time.perf_counter() - committed + built - start
         return [share.context for share in plan.shares], logits
-
-
-Shape = tuple[int, int, int, mx.Dtype]  # n_kv_heads, head_dim, v_head_dim, dtype of the rows
 
 
 def _probe(model: LoadedModel) -> list[Shape]:

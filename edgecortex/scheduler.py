@@ -65,11 +65,16 @@ class Scheduler:
     """Continuous batching: every running answer decodes in every step, prefills fill up.
 
     `admit(request)` is asked for a context when a request's turn comes: it says whether there
-    was room.
+    was room. A request that `holds(request)` lets others pass.
     """
 
-    def __init__(self, config: EngineConfig, admit: Callable[[Request], bool]) -> None:
-        self.config, self._admit = config, admit
+    def __init__(
+        self,
+        config: EngineConfig,
+        admit: Callable[[Request], bool],
+        holds: Callable[[Request], bool],
+    ) -> None:
+        self.config, self._admit, self._holds = config, admit, holds
         self._format = kv_format(config.kv_format)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
@@ -93,10 +98,7 @@ class Scheduler:
 
     def schedule(self) -> list[tuple[Request, int]]:
         """The next step's requests and how many tokens each one feeds."""
-        while self.waiting and len(self.running) < self.config.max_batch:
-            if not self._admit(self.waiting[0]):
-                break
-            self.running.append(self.waiting.pop(0))
+        self._admit_waiting()
         batch, prefilling = [], []
         for request in self.running:
             if request.pending() == 1:
@@ -113,6 +115,17 @@ class Scheduler:
             batch.append((request, share))
             room -= share
         return batch
+
+    def _admit_waiting(self) -> None:
+        for request in list(self.waiting):
+            if len(self.running) >= self.config.max_batch:
+                return
+            if self._holds(request):
+                continue
+            if not self._admit(request):
+                return
+            self.waiting.remove(request)
+            self.running.append(request)
 
     def prefill_room(self) -> int:
         """Prefill tokens that fit into a step without stretching it past `max_gap`."""

@@ -195,10 +195,3 @@ def wrap(model: Any, tokenizer: Any, config: dict[str, Any], path: Path) -> Load
             f"{path.name} cannot run here: expected a decoder with `model` and layers with "
             f"`self_attn`, got {error}; choose another model"
         ) from error
-
-
-def common_prefix_len(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
-    from mlx_lm.utils import common_prefix_len as count
-
-    return int(count(a, b))

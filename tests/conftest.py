@@ -1,5 +1,6 @@
 """Fixtures for all tests. Models are real: pulled once, kept in the ordinary model folder."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,4 +25,11 @@ def gemma3() -> Path:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home for EdgeCortex, also in processes that the test starts."""
     monkeypatch.setenv("EDGECORTEX_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("EDGECORTEX_STORE")
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_users_store(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Engines and commands keep their KV in a folder of this run, not in the user's."""
+    os.environ["EDGECORTEX_STORE"] = str(tmp_path_factory.mktemp("store"))

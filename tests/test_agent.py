@@ -31,7 +31,7 @@ def nothing_is_left(engine: Engine) -> Iterator[None]:
     """Whatever a test does, the pool's books agree and closed agents hold nothing."""
     yield
     engine.call(engine.core.pool.check)
-    for agent in engine.call(lambda: list(engine.core._contexts)):
+    for agent in engine.call(lambda: list(engine.core.contexts._contexts)):
         agent.close()
     assert engine.call(lambda: engine.core.pool.used_bytes) == 0
 
@@ -41,7 +41,7 @@ def limit(max_tokens: int, **more: Any) -> SamplingParams:
 
 
 def context_of(agent: Agent) -> Context:
-    return agent.engine.call(lambda: agent.engine.core._contexts[agent])
+    return agent.engine.call(lambda: agent.engine.core.contexts._contexts[agent])
 
 
 def state_of(agent: Agent) -> dict[str, Any]:

@@ -64,7 +64,9 @@ class Play:
         self.core.add(request)
 
     def done(self) -> list[Request]:
-        return [r for r in self.said if r.agent in self.core._contexts and not self.active(r)]
+        return [
+            r for r in self.said if r.agent in self.core.contexts._contexts and not self.active(r)
+        ]
 
     def active(self, request: Request) -> bool:
         queues = self.core.scheduler
@@ -75,7 +77,7 @@ class Play:
         if done := self.done():
             parent = done[self.rng.integers(len(done))]
             child: Any = f"agent {len(self.said)}"
-            self.core.fork(parent.agent, child)
+            self.core.contexts.fork(parent.agent, child)
             self.join(child, parent.token_ids + self.passage(int(self.rng.integers(1, 90))))
             self.num_forks += 1
 

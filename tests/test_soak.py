@@ -106,7 +106,7 @@ class Soak:
         if idle:
             parent, child = self.random.choice(idle), object()
             self.said[child] = list(self.said[parent])
-            self.core.fork(parent, child)  # type: ignore[arg-type]
+            self.core.contexts.fork(parent, child)  # type: ignore[arg-type]
 
     def close(self) -> None:
         if self.said:

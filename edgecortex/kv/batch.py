@@ -77,6 +77,19 @@ class BatchQuantizedKVCache:
         for slab in self.arrays():
             slab[target] = slab[source]
 
+    def write_row(self, slot: int, k: mx.array, v: mx.array) -> None:
+        """Writes a slot's first columns: (n_kv_heads, L, head_dim), L at most the row."""
+        self._make_slab(k, v)
+        for slab, new in zip(self.arrays(), (k, v), strict=True):
+            slab[slot, :, : new.shape[1]] = new
+
+    def _make_slab(self, k: mx.array, v: mx.array) -> None:
+        """For keys and values like these (n_kv_heads, …, head_dim)."""
+        if self._k is None:
+            shape = (self.num_slots, k.shape[0], self.format.row)
+            self._k = mx.zeros((*shape, k.shape[-1]), k.dtype)
+            self._v = mx.zeros((*shape, v.shape[-1]), v.dtype)
+
     def shape(self) -> tuple[int, int, int, mx.Dtype]:
         """n_kv_heads, head_dim, v_head_dim and dtype of the rows, once something was fed."""
         k, v = self.arrays()
@@ -100,10 +113,7 @@ class BatchQuantizedKVCache:
         """
         if self.format.rotate:
             k, v = rotate(k), rotate(v)
-        if self._k is None:
-            shape = (self.num_slots, k.shape[1], self.format.row)
-            self._k = mx.zeros((*shape, k.shape[-1]), k.dtype)
-            self._v = mx.zeros((*shape, v.shape[-1]), v.dtype)
+        self._make_slab(k[0], v[0])
         if (view := self._decode_view) is not None:
             n = view.slots.shape[0]
             for slab, new in zip(self.arrays(), (k, v), strict=True):

@@ -43,7 +43,7 @@ class BlockPool:
             BatchQuantizedKVCache(format, layer, window, dense_from)
             for layer, window in enumerate(windows)
         ]
-        self._slides = any(window is not None for window in windows)
+        self.slides = any(window is not None for window in windows)
         self.on_evict: Callable[[Context], None] = lambda context: None
         self._token_nbytes, self.row_nbytes = list(token_nbytes), row_nbytes
         self._by_slot: list[Context | None] = []
@@ -148,6 +148,35 @@ class BlockPool:
         segment.refs += 1
         context.segments.append(segment)
 
+    def share(self, donor: Context, context: Context, num_tokens: int) -> bool:
+        """Makes a context the first `num_tokens` tokens of another, the sinks and whole blocks,
+        at no copy. False where a window has let go of some of them; nothing is changed then."""
+        stop = donor.base + num_tokens
+        for segment in donor.own_segments:
+            if segment.start < stop < segment.stop and not self._split(segment, stop):
+                return False
+        self._replace(context, [s for s in donor.own_segments if s.stop <= stop])
+        for cache in self.caches:
+            cache.copy_row(donor.slot, context.slot)
+        context.token_ids, context.base = donor.token_ids[:num_tokens], donor.base
+        return True
+
+    def restore(
+        self,
+        context: Context,
+        token_ids: Sequence[int],
+        segments: Sequence[KVSegment],
+        rows: Sequence[tuple[mx.array, mx.array]],
+    ) -> None:
+        """Gives an empty context these tokens, sealed in `segments` and for the rest in `rows`:
+        per layer keys and values of the sinks and the unsealed tokens."""
+        for segment in segments:
+            self.attach(context, segment)
+        for cache, (k, v) in zip(self.caches, rows, strict=False):
+            cache.write_row(context.slot, k, v)
+        context.token_ids = list(token_ids)
+        self._fresh += segments
+
     def truncate(self, context: Context, num_tokens: int) -> int:
         """Forgets own tokens past `num_tokens`; returns how many remain.
 
@@ -173,6 +202,7 @@ class BlockPool:
         Lets go of idle contexts, least recently used first. False if there is no room now.
         """
         self._idle.pop(context, None)
+        self._reserved.pop(context, None)
         need = self.growth(context, num_tokens)
         while need > self.free_bytes and self._evict_one():
             pass
@@ -247,7 +277,7 @@ class BlockPool:
         while context.own_segments and (last := context.own_segments[-1]).refs == 1:
             if last.num_tokens + segment.num_tokens > MERGE_LIMIT:
                 break
-            if not self._slides and last.num_tokens >= LONG_RUN:
+            if not self.slides and last.num_tokens >= LONG_RUN:
                 if segment.num_tokens < LONG_RUN:
                     break
                 long = last
@@ -264,21 +294,45 @@ class BlockPool:
             grown = self.used_bytes - before
             self._reserved[context] = max(0, self._reserved[context] - grown)
 
-    def _pieces(self, segment: KVSegment) -> list[KVSegment]:
-        """A segment cut into a multiple of `LONG_RUN` tokens and powers of two below."""
-        if self._slides:
-            return [segment.windowed(self.windows)]
-        sizes = [segment.num_tokens // LONG_RUN * LONG_RUN]
-        rest, size = segment.num_tokens - sizes[0], LONG_RUN // 2
+    def run_sizes(self, num_tokens: int) -> list[int]:
+        """How a context holds that many sealed tokens: long runs, then powers of two."""
+        if self.slides:
+            return [num_tokens] if num_tokens else []
+        long = num_tokens // LONG_RUN * LONG_RUN
+        sizes = [min(MERGE_LIMIT, long - i) for i in range(0, long, MERGE_LIMIT)]
+        rest, size = num_tokens - long, LONG_RUN // 2
         while rest:
             sizes += [size] if rest >= size else []
             rest, size = rest - (size if rest >= size else 0), max(size // 2, self.format.block)
-        return segment.split([size for size in sizes if size])
+        return sizes
+
+    def _pieces(self, segment: KVSegment) -> list[KVSegment]:
+        """A segment as `run_sizes` has it; less what a sliding window has left behind."""
+        if self.slides:
+            return [segment.windowed(self.windows)]
+        return segment.split(self.run_sizes(segment.num_tokens))
 
     def _drop(self, segment: KVSegment) -> None:
         segment.refs -= 1
         if segment.refs == 0:
             del self._segment_nbytes[segment]
+
+    def _split(self, segment: KVSegment, stop: int) -> bool:
+        """Makes two of a segment, at a position, for all who hold it."""
+        if any(layer.num_tokens < segment.num_tokens for layer in segment.layers):
+            return False
+        parts = segment.split([stop - segment.start, segment.stop - stop])
+        self._fresh += parts
+        for context in self.contexts():
+            if segment in context.segments:
+                at = context.segments.index(segment)
+                after = context.segments[at + 1 :]
+                context.segments[at:] = []
+                for part in parts:
+                    self.attach(context, part)
+                context.segments += after
+                self._drop(segment)
+        return True
 
     def _cut(self, context: Context, num_tokens: int) -> bool:
         """Keeps the first `num_tokens` sealed own tokens, if every layer still has them."""

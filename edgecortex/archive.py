@@ -1,0 +1,132 @@
+"""An engine's contexts on disk: saved while it goes on, loaded when a prompt begins with them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+
+from edgecortex.errors import StoreError
+from edgecortex.kv.blocks import BlockCodec, Snapshot
+from edgecortex.kv.context import Context
+from edgecortex.store.cache import Match, PersistentKVCache
+from edgecortex.store.entry import Arrays, Chain, Entry, window_of
+
+MAX_PENDING_BYTES = 1 << 30  # of KV that waits to be written
+
+
+class Archive:
+    """One model's and one format's part of a store. Call everything from the engine's thread;
+    files are written by a thread of its own.
+
+    `problem` is the last error of a save that nobody waits for.
+    """
+
+    def __init__(self, store: PersistentKVCache, codec: BlockCodec, fingerprint: str) -> None:
+        self.store, self.codec = store, codec
+        self.chain = Chain.of(fingerprint, codec.stored_as)
+        self.problem: StoreError | None = None
+        self._writer = ThreadPoolExecutor(1, "edgecortex-write")
+        self._pending: dict[Future[int], int] = {}
+        self._start(store.tidy, 0)
+
+    def close(self) -> None:
+        """Waits until all that was saved is durable."""
+        self._writer.shutdown()
+        self.store.close()
+
+    def wait(self) -> None:
+        """Waits for all saves so far."""
+        wait(list(self._pending))
+
+    # Saving.
+
+    def save(self, context: Context, tail: bool = False, session: str = "") -> "Future[int]":
+        """Starts to store a context: its sealed blocks, and with `tail` the rest too.
+
+        Args:
+            session: who pins what is stored here, and nothing else any more.
+
+        Returns: a future of the bytes written; once it has a result they are durable. Its error
+            is a StoreError.
+        """
+        snapshot = self.codec.snapshot(context)
+        return self._start(lambda: self._put(snapshot, tail, session), self._nbytes(context))
+
+    def _put(self, snapshot: Snapshot, tail: bool, session: str) -> int:
+        entries = list(self._entries(snapshot, tail))
+        keys = [(entry.id, entry.kind) for entry, _ in entries]
+        if session:
+            self.store.index.pin(session, keys)
+        written = self.store.put(entries)
+        if session:
+            self.store.index.pin(session, keys, only=True)
+        return written
+
+    def _entries(
+        self, snapshot: Snapshot, tail: bool
+    ) -> Iterator[tuple[Entry, Callable[[], Arrays]]]:
+        blocks = self.chain.blocks(snapshot.token_ids)
+        for i, block in enumerate(blocks):
+            yield block, partial(snapshot.block, i)
+        first = max(0, len(blocks) - self.codec.num_windows)
+        if self.codec.num_windows:
+            for i in range(first, len(blocks)):
+                yield window_of(blocks[i]), partial(snapshot.window, i)
+        rest = snapshot.token_ids[self.chain.stop(len(blocks)) :]
+        if tail and rest:
+            parent = blocks[-1].id if blocks else self.chain.root
+            yield self.chain.tail(parent, rest), snapshot.tail
+
+    def _nbytes(self, context: Context) -> int:
+        return self.codec.pool.nbytes(context)
+
+    def _start(self, job: Callable[[], int | None], nbytes: int) -> "Future[int]":
+        while sum(self._pending.values()) > MAX_PENDING_BYTES:
+            wait([next(iter(self._pending))])
+            self._pending = {f: n for f, n in self._pending.items() if not f.done()}
+        future: Future[int] = self._writer.submit(lambda: job() or 0)
+        self._pending[future] = nbytes
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, future: "Future[int]") -> None:
+        self._pending.pop(future, None)
+        error = future.exception()
+        if isinstance(error, StoreError):
+            self.problem = error
+
+    # Loading.
+
+    def match(self, token_ids: Sequence[int]) -> Match:
+        """What is stored of the beginning of these tokens; nothing if the store is unusable."""
+        try:
+            return self.store.match(self.chain, token_ids, self.codec.num_windows)
+        except StoreError as error:
+            self.problem = error
+            return Match()
+
+    def load(self, context: Context, token_ids: Sequence[int], match: Match) -> None:
+        """Puts what matched into an empty context.
+
+        Raises:
+            DamagedError: a file could not be used. It is out of the way now: match again.
+        """
+        loading = self.codec.loading(len(match.blocks))
+        entries = match.entries
+        num_blocks, num_windows = len(match.blocks), len(match.windows)
+
+        def take(i: int, arrays: Arrays) -> None:
+            if i < num_blocks:
+                loading.take_block(i, arrays)
+            elif i < num_blocks + num_windows:
+                loading.take_window(i - num_windows, arrays)
+            else:
+                loading.take_tail(arrays)
+
+        self.store.read(entries, take)
+        self.codec.pool.restore(
+            context,
+            token_ids[: match.num_tokens],
+            loading.segments(context.base + self.codec.format.num_sinks),
+            loading.layer_rows(),
+        )
+        self._start(lambda: self.store.touch(entries), 0)

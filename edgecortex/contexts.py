@@ -1,0 +1,129 @@
+"""Where every agent's KV is, and how it gets there again."""
+
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgecortex.archive import Archive
+from edgecortex.errors import BudgetError
+from edgecortex.kv.context import Context
+from edgecortex.kv.pool import BlockPool
+from edgecortex.store.entry import DamagedError
+from edgecortex.tokens import common_prefix_len
+
+if TYPE_CHECKING:
+    from edgecortex.agent import Agent
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """A context in use, and where what it holds came from, in tokens."""
+
+    context: Context
+    num_memory_tokens: int
+    num_disk_tokens: int
+
+
+class AgentContexts:
+    """The contexts of all agents: resident, or on disk once they had to make room.
+
+    A prompt starts from the longest prefix of it that is known: the agent's own context, the
+    beginning of another's, which is then shared, or blocks on disk.
+    """
+
+    def __init__(self, pool: BlockPool, archive: Archive | None) -> None:
+        self.pool, self.archive = pool, archive
+        self._contexts: dict[Agent, Context] = {}
+        self._spilled: dict[Agent, Future[int]] = {}
+        pool.on_evict = self._spill
+
+    def get(self, agent: "Agent") -> Context | None:
+        """An agent's context, if it is resident."""
+        return self._contexts.get(agent)
+
+    def release(self, agent: "Agent") -> None:
+        """Frees an agent's KV."""
+        self._spilled.pop(agent, None)
+        if context := self._contexts.pop(agent, None):
+            self.pool.close(context)
+
+    def fork(self, parent: "Agent", child: "Agent") -> None:
+        """Gives `child` the KV of `parent`, if it has any and there is room for one more row."""
+        if context := self._contexts.get(parent):
+            self.pool.acquire(context, context.num_own)  # in use it is not evicted for the child
+            with contextlib.suppress(BudgetError):
+                self._contexts[child] = self.pool.fork(context)
+            self.pool.release(context)
+
+    def recall(self, agent: "Agent", prompt_ids: Sequence[int], num_tokens: int) -> Recalled | None:
+        """Finds an agent a context with what is known of its prompt, but for the last token at
+        least, and room for `num_tokens`. None if there is no room now."""
+        if spilled := self._spilled.pop(agent, None):
+            wait([spilled])
+        try:
+            context = self._contexts.get(agent) or self.pool.open()
+        except BudgetError:
+            return None
+        self._contexts[agent] = context
+        wanted = prompt_ids[:-1]
+        self._share(context, wanted)
+        match = self.archive.match(wanted) if self.archive else None
+        if match and match.num_tokens > self._known(context, wanted):
+            self.pool.truncate(context, 0)
+        else:
+            self.pool.truncate(context, self._known(context, wanted))
+        num_memory = context.num_own
+        if not self.pool.acquire(context, num_tokens):
+            return None
+        while match and self.archive and match.num_tokens > context.num_own:
+            try:
+                self.archive.load(context, wanted, match)
+                self.pool.acquire(context, num_tokens)
+            except DamagedError:
+                match = self.archive.match(wanted)
+        return Recalled(context, num_memory, context.num_own - num_memory)
+
+    def num_known(self, agent: "Agent", ids: Sequence[int]) -> int:
+        """How many leading tokens need not be read anew: of the agent's own, or in whole blocks
+        of others, or stored."""
+        own = self._contexts.get(agent)
+        known = [self.shared_len(c.token_ids, ids) for c in self._resident()]
+        known.append(common_prefix_len(own.token_ids, ids) if own else 0)
+        known.append(self.archive.match(ids).num_tokens if self.archive else 0)
+        return max(known)
+
+    def shared_len(self, a: Sequence[int], b: Sequence[int]) -> int:
+        """How many leading tokens two runs share, in the sinks and whole blocks."""
+        format, common = self.pool.format, common_prefix_len(a, b)
+        sealed = format.num_sealed(common)
+        return format.num_sinks + sealed if sealed else 0
+
+    def save(self, agent: "Agent", tail: bool = False, session: str = "") -> "Future[int] | None":
+        """Starts to store an agent's KV; None if there is none, or nowhere to store it."""
+        context = self._contexts.get(agent)
+        if self.archive is None or context is None or context.num_attached:
+            return None
+        return self.archive.save(context, tail, session)
+
+    def _resident(self) -> list[Context]:
+        return [context for context in self._contexts.values() if not context.num_attached]
+
+    def _known(self, context: Context, wanted: Sequence[int]) -> int:
+        return common_prefix_len(context.token_ids, wanted)
+
+    def _share(self, context: Context, wanted: Sequence[int]) -> None:
+        """Lets a context begin with another's blocks if that is more than it has."""
+        others = [c for c in self._resident() if c is not context]
+        shared = {c: self.shared_len(c.token_ids, wanted) for c in others}
+        donor = max(others, key=lambda c: shared[c], default=None)
+        if donor and shared[donor] > self._known(context, wanted):
+            self.pool.share(donor, context, shared[donor])
+
+    def _spill(self, context: Context) -> None:
+        """Moves a context to disk, if there is a store; its agent finds it there."""
+        agent = next(agent for agent, held in self._contexts.items() if held is context)
+        if future := self.save(agent, tail=True):
+            self._spilled[agent] = future
+        del self._contexts[agent]

@@ -1,0 +1,1 @@
+"""What outlives a run: KV blocks, their index, and sessions."""

@@ -1,0 +1,335 @@
+"""`PersistentKVCache`: KV blocks on disk, named by their tokens (PQ4, arXiv 2603.04428)."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgecortex.errors import StoreError
+from edgecortex.store import files
+from edgecortex.store.entry import (
+    KINDS,
+    VERSION,
+    Arrays,
+    Chain,
+    DamagedError,
+    Entry,
+    decode,
+    encode,
+    parse,
+    window_of,
+)
+from edgecortex.store.index import Index, Key, Totals
+
+NUM_READERS = 2
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Match:
+    """What the store has of a prompt: the first `num_tokens` tokens, in these entries. The tail
+    may go on in another way after them."""
+
+    num_tokens: int = 0
+    blocks: Sequence[Entry] = ()
+    windows: Sequence[Entry] = ()
+    tail: Entry | None = None
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [*self.blocks, *self.windows, *([self.tail] if self.tail else [])]
+
+
+@dataclass
+class Stats:
+    """What the store holds and takes."""
+
+    path: str
+    nbytes: int
+    max_bytes: int | None
+    num_pinned: int
+    num_quarantined: int
+    kinds: list[Totals]
+
+
+@dataclass
+class Checked:
+    """What `verify` found."""
+
+    num_entries: int = 0
+    nbytes: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+
+class PersistentKVCache:
+    """Entries in a folder that several processes may share. Every method may be called from any
+    thread.
+
+    A file is written under another name, synced and moved to its place, so it is whole or not
+    there; its checksum is verified whenever it is read, and a damaged one is put into
+    quarantine. When the store passes `max_bytes`, what was not used for longest goes, never
+    something that another entry builds on or that a session pins.
+
+    Raises:
+        StoreError: a newer version wrote the folder, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int | None = None) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self.blocks, self.temporary = folder / "blocks", folder / "temporary"
+        self.quarantine = folder / "quarantine"
+        try:
+            for path in (folder, self.blocks, self.temporary, self.quarantine):
+                files.make_folder(path)
+            self._check_version()
+        except OSError as error:
+            raise self._cannot("use", error) from error
+        self.index = Index(folder / "index.sqlite", self._scan)
+        self._readers = ThreadPoolExecutor(NUM_READERS, "edgecortex-read")
+
+    def close(self) -> None:
+        self._readers.shutdown()
+        self.index.close()
+
+    def tidy(self) -> None:
+        """Makes the index agree with the files, and clears up after processes that died."""
+        with contextlib.suppress(OSError):
+            files.remove_leftovers(self.temporary)
+        known, there = self.index.keys(), set(self._there())
+        self.index.remove(known - there)
+        self._add_files(there - known)
+
+    # Finding and reading.
+
+    def match(self, chain: Chain, token_ids: Sequence[int], num_windows: int) -> Match:
+        """The longest stored prefix of these tokens.
+
+        Args:
+            num_windows: how many of the newest blocks layers with a sliding window need.
+        """
+        wanted = chain.blocks(token_ids)
+        known = self.index.known([entry.id for entry in wanted])
+        num_blocks = 0
+        while num_blocks < len(wanted) and (wanted[num_blocks].id, "block") in known:
+            num_blocks += 1
+        while not all((e.id, "window") in known for e in _newest(wanted, num_blocks, num_windows)):
+            num_blocks -= 1
+        blocks = wanted[:num_blocks]
+        parent, start = blocks[-1].id if blocks else chain.root, chain.stop(num_blocks)
+        tail = self._tail(chain, parent, token_ids[start:])
+        windows = [window_of(entry) for entry in _newest(wanted, num_blocks, num_windows)]
+        length = start + _common(tail.token_ids if tail else (), token_ids[start:])
+        return Match(length, blocks, windows, tail)
+
+    def read_ahead(self, match: Match) -> None:
+        """Asks the system to have these files in memory."""
+        for entry in match.entries:
+            files.will_need(self.path_of(entry))
+
+    def read(self, entries: Sequence[Entry], take: Callable[[int, Arrays], None]) -> None:
+        """Reads and verifies entries and hands each one's arrays to `take(index, arrays)`, from
+        several threads. The arrays are views that `take` must copy out of.
+
+        Raises:
+            DamagedError: a file was missing, damaged, or not what `take` expects (ValueError or
+                KeyError); it is in quarantine and forgotten now.
+        """
+
+        def one(i: int) -> None:
+            with self._quarantining(entries[i]):
+                found, arrays = decode(files.read_into_buffer(self.path_of(entries[i])))
+                if found != entries[i]:
+                    raise DamagedError("it holds other tokens than its name says")
+                take(i, arrays)
+
+        for _ in self._readers.map(one, range(len(entries))):
+            pass
+
+    def touch(self, entries: Iterable[Entry]) -> None:
+        """Notes that these were used now."""
+        self.index.touch((entry.id, entry.kind) for entry in entries)
+
+    def path_of(self, entry: Entry) -> Path:
+        return self.blocks / entry.file_name
+
+    # Writing.
+
+    def put(self, entries: Iterable[tuple[Entry, Callable[[], Arrays]]]) -> int:
+        """Stores entries that are not there yet; on return they are durable.
+
+        Returns: the bytes written.
+
+        Raises:
+            StoreError: the disk is full, or cannot be written. What was there before still is.
+        """
+        num_written, noted = 0, []
+        moves: list[tuple[Path, Entry]] = []
+        try:
+            for entry, arrays in entries:
+                if (size := _size(self.path_of(entry))) is None:
+                    data = encode(entry, arrays())
+                    moves.append((files.write_temporary(self.temporary, data), entry))
+                    size, num_written = len(data), num_written + len(data)
+                noted.append((entry, size))
+            for path, entry in moves:
+                os.replace(path, self.path_of(entry))
+            if moves:
+                files.sync_folder(self.blocks)
+        except OSError as error:
+            raise self._cannot("write", error) from error
+        finally:
+            for path, _ in moves:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        self.index.add(noted)
+        self.shrink()
+        return num_written
+
+    def shrink(self, max_bytes: int | None = None) -> int:
+        """Lets go of the least recently used until the store fits; returns the bytes freed."""
+        limit, freed = self.max_bytes if max_bytes is None else max_bytes, 0
+        if limit is None:
+            return 0
+        excess = self.index.nbytes() - limit
+        while freed < excess and (leaves := self.index.leaves()):
+            chosen = []
+            for id, kind, size in leaves:
+                if freed < excess:
+                    chosen.append((id, kind))
+                    freed += size
+            self._forget(chosen)
+        return freed
+
+    # Upkeep.
+
+    def stats(self) -> Stats:
+        """Counts and sizes."""
+        return Stats(
+            str(self.folder),
+            self.index.nbytes(),
+            self.max_bytes,
+            self.index.num_pinned(),
+            sum(1 for _ in self.quarantine.iterdir()),
+            self.index.totals(),
+        )
+
+    def verify(self, progress: Progress = lambda done, total: None) -> Checked:
+        """Reads every file and puts the damaged ones into quarantine."""
+        self.tidy()
+        found, keys = Checked(), sorted(self._there())
+        for i, (id, kind) in enumerate(keys):
+            path = self.blocks / f"{id}.{kind}.safetensors"
+            progress(i, len(keys))
+            found.num_entries += 1
+            try:
+                data = files.read_into_buffer(path)
+                found.nbytes += len(data)
+                if decode(data)[0].file_name != path.name:
+                    raise DamagedError("it holds other tokens than its name says")
+            except FileNotFoundError:
+                found.num_entries -= 1
+            except (DamagedError, OSError):
+                found.damaged.append(path.name)
+                self._set_aside(path, (id, kind))
+        progress(len(keys), len(keys))
+        return found
+
+    def clear(self) -> int:
+        """Removes every block that no session pins; returns the bytes freed."""
+        freed = self.shrink(0)
+        for path in self.quarantine.iterdir():
+            freed += path.stat().st_size
+            path.unlink(missing_ok=True)
+        return freed
+
+    # Inside.
+
+    def _tail(self, chain: Chain, parent: str, rest: Sequence[int]) -> Entry | None:
+        """The stored tail that has most of its beginning in common with `rest`."""
+        stored = [(_common(ids, rest), ids) for _, ids in self.index.tails(parent)]
+        best, ids = max(stored, default=(0, ()))
+        return chain.tail(parent, ids) if best else None
+
+    def _there(self) -> Iterable[Key]:
+        for name in os.listdir(self.blocks):
+            id, _, rest = name.partition(".")
+            kind = rest.removesuffix(".safetensors")
+            if kind in KINDS:
+                yield id, kind
+
+    def _scan(self) -> None:
+        self._add_files(self._there())
+
+    def _add_files(self, keys: Iterable[Key]) -> None:
+        """Notes files that the index does not know, by what they say of themselves."""
+        found = []
+        for id, kind in keys:
+            path = self.blocks / f"{id}.{kind}.safetensors"
+            try:
+                data = files.read_into_buffer(path)
+                entry = parse(data)[0]
+                if entry.file_name != path.name:
+                    raise ValueError("the name is not that of its tokens")
+                found.append((entry, len(data)))
+            except FileNotFoundError:
+                continue
+            except (ValueError, KeyError, TypeError, OverflowError, OSError):
+                self._set_aside(path, (id, kind))
+        self.index.add(found)
+
+    @contextlib.contextmanager
+    def _quarantining(self, entry: Entry):  # type: ignore[no-untyped-def]
+        try:
+            yield
+        except (DamagedError, OSError, ValueError, KeyError) as error:
+            self._set_aside(self.path_of(entry), (entry.id, entry.kind))
+            raise DamagedError(f"{entry.file_name} cannot be used: {error}") from error
+
+    def _set_aside(self, path: Path, key: Key) -> None:
+        """Takes a damaged file out of use, for whoever wants to look at it."""
+        with contextlib.suppress(OSError):
+            os.replace(path, self.quarantine / path.name)
+        self.index.remove([key])
+
+    def _forget(self, keys: Sequence[Key]) -> None:
+        self.index.remove(keys)
+        for id, kind in keys:
+            with contextlib.suppress(OSError):
+                (self.blocks / f"{id}.{kind}.safetensors").unlink(missing_ok=True)
+
+    def _check_version(self) -> None:
+        path = self.folder / "version"
+        if not path.exists():
+            files.replace_durably(path, f"{VERSION}\n".encode(), self.temporary)
+        found = path.read_text().strip()
+        if found != str(VERSION):
+            raise StoreError(
+                f"the store {self.folder} was written by another version of EdgeCortex: expected "
+                f"format {VERSION}, got {found[:20]!r}; upgrade, choose another folder with "
+                "EDGECORTEX_STORE, or go on with --no-cache"
+            )
+
+    def _cannot(self, action: str, error: OSError) -> StoreError:
+        return StoreError(
+            f"cannot {action} the store {self.folder}: {error.strerror}; make room or give it "
+            "permissions, choose another folder with EDGECORTEX_STORE, or go on with --no-cache"
+        )
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two runs share."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _newest(blocks: Sequence[Entry], num_blocks: int, count: int) -> Sequence[Entry]:
+    return blocks[max(0, num_blocks - count) : num_blocks]

@@ -1,0 +1,170 @@
+"""One file of the store: some tokens' KV with a name, a parent and a checksum.
+
+A file is plain safetensors. Its metadata say what it is, its tensor `token_ids` whose KV it
+holds, and `checksum` (XXH3, 128 bits) covers every byte of the file with its own digits taken
+as zeros.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import xxhash
+
+from edgecortex.errors import StoreError
+
+VERSION = 1
+KINDS = ("block", "window", "tail")
+Arrays = Mapping[str, np.ndarray]
+
+_NO_CHECKSUM = b"0" * 32
+_CHECKSUM = b'"checksum":"'
+_DTYPES = {"F32": "<f4", "F16": "<f2", "U32": "<u4", "I32": "<i4", "U16": "<u2"}
+
+
+class DamagedError(StoreError):
+    """A file is not what was written."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a file holds. `id` names the tokens and all before them, so equal prefixes have equal
+    ids; a `window` has its block's id, and that block as parent."""
+
+    id: str
+    kind: str
+    parent: str
+    root: str
+    token_ids: tuple[int, ...]
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.id}.{self.kind}.safetensors"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Names for runs of tokens: `blake2b(parent id ‖ token ids)`, from a root that stands for
+    a model and a KV format.
+
+    The first block holds `num_sinks` tokens more than the others' `block`.
+    """
+
+    root: str
+    num_sinks: int
+    block: int
+
+    @classmethod
+    def of(cls, fingerprint: str, format: Mapping[str, Any]) -> "Chain":
+        """The chain of a model and a format; `format` has `num_sinks` and `block` among it."""
+        named = json.dumps([VERSION, fingerprint, dict(format)], sort_keys=True)
+        return cls(_digest(b"root", named.encode()), format["num_sinks"], format["block"])
+
+    def stop(self, num_blocks: int) -> int:
+        """How many tokens the first `num_blocks` blocks hold."""
+        return self.num_sinks + num_blocks * self.block if num_blocks else 0
+
+    def blocks(self, token_ids: Sequence[int]) -> list[Entry]:
+        """The complete blocks of these tokens, in order."""
+        entries: list[Entry] = []
+        parent = self.root
+        for i in range(max(0, len(token_ids) - self.num_sinks) // self.block):
+            ids = tuple(token_ids[self.stop(i) : self.stop(i + 1)])
+            entry = Entry(_named(parent, "block", ids), "block", parent, self.root, ids)
+            entries.append(entry)
+            parent = entry.id
+        return entries
+
+    def tail(self, parent: str, token_ids: Sequence[int]) -> Entry:
+        """The tokens after the last complete block."""
+        ids = tuple(token_ids)
+        return Entry(_named(parent, "tail", ids), "tail", parent, self.root, ids)
+
+
+def window_of(block: Entry) -> Entry:
+    """The part of a block that layers with a sliding window hold."""
+    return Entry(block.id, "window", block.id, block.root, block.token_ids)
+
+
+def _named(parent: str, kind: str, token_ids: Sequence[int]) -> str:
+    return _digest(kind.encode(), parent.encode(), np.array(token_ids, "<i4").tobytes())
+
+
+def _digest(*parts: bytes) -> str:
+    return blake2b(b"\0".join(parts), digest_size=16).hexdigest()
+
+
+def encode(entry: Entry, arrays: Arrays) -> bytearray:
+    """The bytes of an entry's file."""
+    tensors = {"token_ids": np.array(entry.token_ids, np.int32), **arrays}
+    metadata = {
+        "format": "edgecortex-kv",
+        "version": str(VERSION),
+        "kind": entry.kind,
+        "id": entry.id,
+        "parent": entry.parent,
+        "root": entry.root,
+        "checksum": _NO_CHECKSUM.decode(),
+    }
+    data = bytearray(safetensors.numpy.save(tensors, metadata))
+    start = _checksum_start(data)
+    data[start : start + len(_NO_CHECKSUM)] = _checksum(data, start)
+    return data
+
+
+def decode(data: "bytes | bytearray | memoryview") -> tuple[Entry, dict[str, np.ndarray]]:
+    """An entry and its arrays, which are views of `data`.
+
+    Raises:
+        DamagedError: these are not the bytes that `encode` made.
+    """
+    view = memoryview(data)
+    try:
+        start = _checksum_start(view)
+        found = bytes(view[start : start + len(_NO_CHECKSUM)])
+        if found != _checksum(view, start):
+            raise DamagedError(f"the checksum is not {found.decode(errors='replace')}")
+        return parse(view)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise DamagedError(f"not a KV block: {error!r}") from error
+
+
+def parse(view: memoryview) -> tuple[Entry, dict[str, np.ndarray]]:
+    """As `decode`, but without the checksum; of a damaged file anything may come, or one of
+    ValueError, KeyError, TypeError and OverflowError."""
+    header = json.loads(bytes(view[8 : _data_start(view)]))
+    metadata = header.pop("__metadata__")
+    arrays = {name: _array(view, spec) for name, spec in header.items()}
+    ids = tuple(int(i) for i in arrays.pop("token_ids"))
+    id, kind, parent, root = (metadata[key] for key in ("id", "kind", "parent", "root"))
+    return Entry(id, kind, parent, root, ids), arrays
+
+
+def _array(view: memoryview, spec: Mapping[str, Any]) -> np.ndarray:
+    start, stop = (_data_start(view) + offset for offset in spec["data_offsets"])
+    dtype = np.dtype(_DTYPES[spec["dtype"]])
+    if math.prod(spec["shape"]) * dtype.itemsize != stop - start:
+        raise ValueError(f"{stop - start} bytes for shape {spec['shape']}")
+    return np.frombuffer(view[start:stop], dtype).reshape(spec["shape"])
+
+
+def _data_start(data: "bytearray | memoryview") -> int:
+    return 8 + int.from_bytes(data[:8], "little")
+
+
+def _checksum_start(data: "bytearray | memoryview") -> int:
+    header = bytes(data[: min(_data_start(data), 1 << 20)])
+    return header.index(_CHECKSUM) + len(_CHECKSUM)
+
+
+def _checksum(data: "bytearray | memoryview", start: int) -> bytes:
+    view = memoryview(data)
+    hashed = xxhash.xxh3_128(view[:start])
+    hashed.update(_NO_CHECKSUM)
+    hashed.update(view[start + len(_NO_CHECKSUM) :])
+    return hashed.hexdigest().encode()
