@@ -33,6 +33,7 @@ def batch(
     seed: options.Seed = None,
     kv_format: options.KVFormatName = options.DEFAULT_FORMAT,
     kv_budget: options.KVBudget = None,
+    no_cache: options.NoCache = False,
 ) -> None:
     """Answer many prompts as concurrent agents.
 
@@ -41,7 +42,7 @@ def batch(
     lines in the same order. A prompt that failed has an error there, and the
     exit status is 1. Ctrl-C stops; the same command with -o goes on from there.
     """
-    config = options.engine_config(kv_format, kv_budget)
+    config = options.engine_config(kv_format, kv_budget, no_cache)
     prompts = _read(file, options.sampling_of(temp, top_p, max_tokens, seed), system)
     with _Results(out, [_head(prompt, model, kv_format) for prompt in prompts]) as results:
         if results.num_done < len(prompts):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import edgecortex
-from edgecortex.cli import batch, bench, chat, doctor, models, run
+from edgecortex.cli import batch, bench, cache, chat, doctor, models, run, session
 from edgecortex.errors import ConfigError, EdgeCortexError
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
 app.command()(chat.chat)
 app.command()(run.run)
 app.command()(batch.batch)
+app.add_typer(session.app, name="session")
+app.add_typer(cache.app, name="cache")
 app.add_typer(models.app, name="models")
 app.command()(doctor.doctor)
 app.add_typer(bench.app, name="bench")

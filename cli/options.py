@@ -1,6 +1,7 @@
 """What `chat`, `run` and `batch` have in common: their options, and an engine made of them."""
 
 import re
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,6 +55,9 @@ KVBudget = Annotated[
         show_default=False,
     ),
 ]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", help="Neither use KV that is on disk nor store any there.")
+]
 
 
 def sampling_of(temp: float, top_p: float, max_tokens: int, seed: int | None) -> SamplingParams:
@@ -64,20 +68,24 @@ def sampling_of(temp: float, top_p: float, max_tokens: int, seed: int | None) ->
     return SamplingParams(temp, top_p, max_tokens, seed)
 
 
-def engine_config(kv_format: str, kv_budget: str | None) -> EngineConfig:
+def engine_config(kv_format: str, kv_budget: str | None, no_cache: bool = False) -> EngineConfig:
     """
     Raises:
         ConfigError: no such format, or not a number of bytes.
     """
-    num_bytes = None if kv_budget is None else _num_bytes(kv_budget)
-    return EngineConfig(kv_format=kv_format, kv_budget_bytes=num_bytes)
+    num_bytes = None if kv_budget is None else num_bytes_of(kv_budget, "--kv-budget")
+    return EngineConfig(kv_format=kv_format, kv_budget_bytes=num_bytes, use_store=not no_cache)
 
 
-def _num_bytes(text: str) -> int:
+def num_bytes_of(text: str, option: str) -> int:
+    """
+    Raises:
+        ConfigError: not a number of bytes.
+    """
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([KMG]?)", text.strip().upper())
     if match is None:
         raise ConfigError(
-            f"--kv-budget must be a number of bytes such as 2000000, 512M or 2G, got {text!r}"
+            f"{option} must be a number of bytes such as 2000000, 512M or 2G, got {text!r}"
         )
     return int(float(match[1]) * 1024 ** " KMG".index(match[2] or " "))
 
@@ -90,7 +98,10 @@ def load_engine(model: str, config: EngineConfig) -> "Engine":
     with Console(stderr=True).status(f"loading {model}"):
         from edgecortex import Engine
 
-        return Engine.load(model, config=config)
+        engine = Engine.load(model, config=config)
+    if problem := engine.store_problem:
+        print(f"edgecortex: nothing is kept on disk: {problem}", file=sys.stderr)
+    return engine
 
 
 def make_agent(engine: "Engine", system: str | None, sampling: SamplingParams) -> "Agent":

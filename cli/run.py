@@ -25,13 +25,14 @@ def run(
     seed: options.Seed = None,
     kv_format: options.KVFormatName = options.DEFAULT_FORMAT,
     kv_budget: options.KVBudget = None,
+    no_cache: options.NoCache = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: text, tokens and timings.")
     ] = False,
 ) -> None:
     """Answer one prompt. Only the answer goes to stdout."""
     sampling = options.sampling_of(temp, top_p, max_tokens, seed)
-    config = options.engine_config(kv_format, kv_budget)
+    config = options.engine_config(kv_format, kv_budget, no_cache)
     text = _whole_prompt(prompt)
     with options.load_engine(model, config) as engine:
         generation = options.make_agent(engine, system, sampling).chat(text)
@@ -68,6 +69,8 @@ def _record(model: str, generation: "Generation") -> dict[str, object]:
         "token_ids": generation.token_ids,
         "finish_reason": stats.finish_reason,
         "num_prompt_tokens": stats.num_prompt_tokens,
+        "num_memory_tokens": stats.num_memory_tokens,
+        "num_disk_tokens": stats.num_disk_tokens,
         "num_generated_tokens": stats.num_generated_tokens,
         "ttft_s": stats.ttft_s,
         "decode_s": stats.decode_s,

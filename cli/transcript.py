@@ -19,7 +19,7 @@ def save(messages: Messages, name: str) -> Path:
         EdgeCortexError: the file is there already, or cannot be written.
     """
     path = Path(name or time.strftime("chat-%Y%m%d-%H%M%S.md")).expanduser()
-    text = _json_lines(messages) if path.suffix == ".jsonl" else _markdown(messages)
+    text = _json_lines(messages) if path.suffix == ".jsonl" else markdown(messages)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -30,7 +30,30 @@ def save(messages: Messages, name: str) -> Path:
     return path.absolute()
 
 
-def _markdown(messages: Messages) -> str:
+def read(path: Path) -> tuple[str | None, list[tuple[str, str]]]:
+    """The system prompt and the turns, question and answer, of a chat saved as JSON lines.
+
+    Raises:
+        EdgeCortexError: it cannot be read, or is no such chat.
+    """
+    try:
+        messages = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
+        told = [(message["role"], str(message["content"])) for message in messages]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EdgeCortexError(f"cannot read {path} as a chat in JSON lines: {error}") from error
+    system = told.pop(0)[1] if told and told[0][0] == "system" else None
+    asked, answered = told[::2], told[1::2]
+    roles = [role for role, _ in asked], [role for role, _ in answered]
+    if not told or roles != (["user"] * len(asked), ["assistant"] * len(asked)):
+        raise EdgeCortexError(
+            f"{path} is no whole chat: expected turns of user and assistant in JSON lines, as "
+            "/save NAME.jsonl writes them"
+        )
+    return system, [(q, a) for (_, q), (_, a) in zip(asked, answered, strict=True)]
+
+
+def markdown(messages: Messages) -> str:
+    """Messages to be read by people."""
     return "\n".join(f"## {m['role']}\n\n{m['content']}\n" for m in messages)
 
 

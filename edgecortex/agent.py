@@ -1,7 +1,9 @@
 """A named conversation on an engine."""
 
 import contextlib
+import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from edgecortex.config import SamplingParams
@@ -39,6 +41,7 @@ class Agent:
         self.sampling = sampling
         self.priority = priority
         self.closed = False
+        self.created = time.time()
         self._current: Generation | None = None
 
     @property
@@ -90,6 +93,43 @@ class Agent:
         """
         self._check_idle("fork")
         return self.engine.fork(self, name)
+
+    def save(self, name: str) -> "Future[int]":
+        """Keeps the agent as a session, in the background: `Engine.restore(name)` brings it back.
+
+        Returns: a future; once it has a result (the bytes written) the session is durable. Its
+        error is a StoreError.
+
+        Raises:
+            StateError: an answer is still being made.
+            StoreError: no name for a session, or the engine has no store.
+            ClosedError: the agent or its engine is closed.
+        """
+        self._check_idle("save")
+        return self.engine.save(self, name)
+
+    def read(self) -> int:
+        """Reads into KV what of the conversation is not there, and waits for it.
+
+        Returns: how many tokens were read anew.
+
+        Raises:
+            StateError: an answer is still being made.
+            BudgetError: there is no room.
+            ClosedError: the agent or its engine is closed.
+        """
+        self._check_idle("read")
+        ids = self.conversation.catch_up()
+        if not 0 < len(ids) < self.engine.context_length:
+            return 0  # what does not fit is shortened with the next question
+        self._current = generation = Generation()
+        sampling = SamplingParams(max_tokens=1)  # the token itself is let go
+        self.engine.submit(self, ids, sampling, generation, self._has_read)
+        generation.text()
+        return generation.stats.num_prompt_tokens - generation.stats.num_cached_tokens
+
+    def _has_read(self, _text: str | None, _cut: bool) -> None:
+        self._current = None
 
     def reset(self) -> None:
         """Forgets all turns but the system prompt, and frees the KV.

@@ -9,6 +9,7 @@ from edgecortex.kv.blocks import BlockCodec, Snapshot
 from edgecortex.kv.context import Context
 from edgecortex.store.cache import Match, PersistentKVCache
 from edgecortex.store.entry import Arrays, Chain, Entry, window_of
+from edgecortex.store.sessions import Session
 
 MAX_PENDING_BYTES = 1 << 30  # of KV that waits to be written
 
@@ -22,7 +23,7 @@ class Archive:
 
     def __init__(self, store: PersistentKVCache, codec: BlockCodec, fingerprint: str) -> None:
         self.store, self.codec = store, codec
-        self.chain = Chain.of(fingerprint, codec.stored_as)
+        self.fingerprint, self.chain = fingerprint, Chain.of(fingerprint, codec.stored_as)
         self.problem: StoreError | None = None
         self._writer = ThreadPoolExecutor(1, "edgecortex-write")
         self._pending: dict[Future[int], int] = {}
@@ -39,26 +40,32 @@ class Archive:
 
     # Saving.
 
-    def save(self, context: Context, tail: bool = False, session: str = "") -> "Future[int]":
+    def save(
+        self, context: Context, tail: bool = False, session: Session | None = None
+    ) -> "Future[int]":
         """Starts to store a context: its sealed blocks, and with `tail` the rest too.
 
         Args:
-            session: who pins what is stored here, and nothing else any more.
+            session: a manifest to write when the context is durable.
 
         Returns: a future of the bytes written; once it has a result they are durable. Its error
             is a StoreError.
         """
         snapshot = self.codec.snapshot(context)
-        return self._start(lambda: self._put(snapshot, tail, session), self._nbytes(context))
+        nbytes = self.codec.pool.nbytes(context)
+        return self._start(lambda: self._put(snapshot, tail, session), nbytes)
 
-    def _put(self, snapshot: Snapshot, tail: bool, session: str) -> int:
-        entries = list(self._entries(snapshot, tail))
-        keys = [(entry.id, entry.kind) for entry, _ in entries]
+    def save_session(self, session: Session) -> "Future[int]":
+        """Starts to write a manifest of KV that is stored already."""
+        return self._start(lambda: self.store.sessions.write(session), 0)
+
+    def _put(self, snapshot: Snapshot, tail: bool, session: Session | None) -> int:
+        if session:  # nothing of it may go before the manifest is there
+            keys = [(entry.id, entry.kind) for entry in session.entries()]
+            self.store.index.pin(session.name, keys)
+        written = self.store.put(self._entries(snapshot, tail))
         if session:
-            self.store.index.pin(session, keys)
-        written = self.store.put(entries)
-        if session:
-            self.store.index.pin(session, keys, only=True)
+            self.store.sessions.write(session)
         return written
 
     def _entries(
@@ -75,9 +82,6 @@ class Archive:
         if tail and rest:
             parent = blocks[-1].id if blocks else self.chain.root
             yield self.chain.tail(parent, rest), snapshot.tail
-
-    def _nbytes(self, context: Context) -> int:
-        return self.codec.pool.nbytes(context)
 
     def _start(self, job: Callable[[], int | None], nbytes: int) -> "Future[int]":
         while sum(self._pending.values()) > MAX_PENDING_BYTES:

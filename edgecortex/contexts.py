@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgecortex.archive import Archive
-from edgecortex.errors import BudgetError
+from edgecortex.errors import BudgetError, StoreError
 from edgecortex.kv.context import Context
 from edgecortex.kv.pool import BlockPool
-from edgecortex.store.entry import DamagedError
+from edgecortex.store.cache import Match
+from edgecortex.store.sessions import Session
 from edgecortex.tokens import common_prefix_len
 
 if TYPE_CHECKING:
@@ -69,21 +70,29 @@ class AgentContexts:
         self._contexts[agent] = context
         wanted = prompt_ids[:-1]
         self._share(context, wanted)
-        match = self.archive.match(wanted) if self.archive else None
-        if match and match.num_tokens > self._known(context, wanted):
+        self.pool.truncate(context, common_prefix_len(context.token_ids, wanted))
+        match, worthwhile = self._match(wanted), self.pool.format.block if context.num_own else 1
+        if match.num_tokens >= context.num_own + worthwhile:
             self.pool.truncate(context, 0)
-        else:
-            self.pool.truncate(context, self._known(context, wanted))
         num_memory = context.num_own
         if not self.pool.acquire(context, num_tokens):
             return None
-        while match and self.archive and match.num_tokens > context.num_own:
+        if not context.num_own:
+            self._load(context, wanted, match)
+            self.pool.acquire(context, num_tokens)
+        return Recalled(context, num_memory, context.num_own - num_memory)
+
+    def _match(self, wanted: Sequence[int]) -> Match:
+        return self.archive.match(wanted) if self.archive else Match()
+
+    def _load(self, context: Context, wanted: Sequence[int], match: Match) -> None:
+        """Fills an empty context from disk, less what turns out to be unusable there."""
+        while self.archive and match.num_tokens:
             try:
                 self.archive.load(context, wanted, match)
-                self.pool.acquire(context, num_tokens)
-            except DamagedError:
+                return
+            except StoreError:
                 match = self.archive.match(wanted)
-        return Recalled(context, num_memory, context.num_own - num_memory)
 
     def num_known(self, agent: "Agent", ids: Sequence[int]) -> int:
         """How many leading tokens need not be read anew: of the agent's own, or in whole blocks
@@ -91,7 +100,7 @@ class AgentContexts:
         own = self._contexts.get(agent)
         known = [self.shared_len(c.token_ids, ids) for c in self._resident()]
         known.append(common_prefix_len(own.token_ids, ids) if own else 0)
-        known.append(self.archive.match(ids).num_tokens if self.archive else 0)
+        known.append(self._match(ids).num_tokens)
         return max(known)
 
     def shared_len(self, a: Sequence[int], b: Sequence[int]) -> int:
@@ -100,30 +109,41 @@ class AgentContexts:
         sealed = format.num_sealed(common)
         return format.num_sinks + sealed if sealed else 0
 
-    def save(self, agent: "Agent", tail: bool = False, session: str = "") -> "Future[int] | None":
-        """Starts to store an agent's KV; None if there is none, or nowhere to store it."""
+    def save(self, agent: "Agent", session: Session) -> "Future[int]":
+        """Starts to store all of an agent's KV, and then a manifest of it. There is a store."""
+        assert self.archive is not None
+        if context := self._contexts.get(agent):
+            return self.archive.save(context, tail=True, session=session)
+        return self.archive.save_session(session)
+
+    def save_blocks(self, agent: "Agent") -> None:
+        """Starts to store an agent's sealed KV, if it has any and there is a store."""
         context = self._contexts.get(agent)
-        if self.archive is None or context is None or context.num_attached:
-            return None
-        return self.archive.save(context, tail, session)
+        if self.archive and context and context.segments and not context.num_attached:
+            self.archive.save(context)
+
+    def num_stored(self, agent: "Agent", token_ids: Sequence[int]) -> int:
+        """How many of these tokens `save` would leave stored."""
+        if spilled := self._spilled.get(agent):
+            wait([spilled])
+        if context := self._contexts.get(agent):
+            return common_prefix_len(context.token_ids, token_ids)
+        return self._match(token_ids).num_tokens
 
     def _resident(self) -> list[Context]:
         return [context for context in self._contexts.values() if not context.num_attached]
-
-    def _known(self, context: Context, wanted: Sequence[int]) -> int:
-        return common_prefix_len(context.token_ids, wanted)
 
     def _share(self, context: Context, wanted: Sequence[int]) -> None:
         """Lets a context begin with another's blocks if that is more than it has."""
         others = [c for c in self._resident() if c is not context]
         shared = {c: self.shared_len(c.token_ids, wanted) for c in others}
         donor = max(others, key=lambda c: shared[c], default=None)
-        if donor and shared[donor] > self._known(context, wanted):
+        if donor and shared[donor] > common_prefix_len(context.token_ids, wanted):
             self.pool.share(donor, context, shared[donor])
 
     def _spill(self, context: Context) -> None:
         """Moves a context to disk, if there is a store; its agent finds it there."""
         agent = next(agent for agent, held in self._contexts.items() if held is context)
-        if future := self.save(agent, tail=True):
-            self._spilled[agent] = future
+        if self.archive and not context.num_attached:
+            self._spilled[agent] = self.archive.save(context, tail=True)
         del self._contexts[agent]

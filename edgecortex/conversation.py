@@ -32,7 +32,7 @@ class Conversation:
     system: str | None = None
     messages: list[Message] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    _rendered: str = ""
+    rendered: str = ""
     _before: tuple[list[Message], list[int], str] | None = None
 
     def __post_init__(self) -> None:
@@ -41,7 +41,23 @@ class Conversation:
     def reset(self) -> None:
         """Forgets everything but the system prompt."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
-        self.token_ids, self._rendered, self._before = [], "", None
+        self.token_ids, self.rendered, self._before = [], "", None
+
+    def restore(self, messages: list[Message], token_ids: list[int], rendered: str) -> None:
+        """Goes on from what was told before; without ids the next turn reads all text anew."""
+        self.reset()
+        self.messages = [dict(message) for message in messages]
+        self.token_ids, self.rendered = list(token_ids), rendered
+
+    def catch_up(self) -> list[int]:
+        """The ids so far; text that came without them, and ends with an answer, is encoded."""
+        if not self.rendered and self.messages and self.messages[-1]["role"] == "assistant":
+            text = self.messages[-1]["content"]
+            prompt = self.tokenizer.render(self.messages[:-1])
+            self.token_ids = self.tokenizer.encode(prompt, first=True)
+            self.token_ids += self.tokenizer.encode(text, first=False)
+            self.rendered = prompt + text
+        return self.token_ids
 
     def copy(self) -> "Conversation":
         """The same turns, to be continued in another way."""
@@ -66,25 +82,25 @@ class Conversation:
         if len(ids) + reserve > max_context:
             messages, rendered, ids = self._shorten(messages, max_context, reserve)
             num_dropped = len(self.messages) + 1 - len(messages)
-        self._before = self.messages, self.token_ids, self._rendered
-        self.messages, self.token_ids, self._rendered = messages, ids, rendered
+        self._before = self.messages, self.token_ids, self.rendered
+        self.messages, self.token_ids, self.rendered = messages, ids, rendered
         return ids, num_dropped
 
     def withdraw(self) -> None:
         """Undoes the last `ask`, which got no answer."""
         if self._before:
-            self.messages, self.token_ids, self._rendered = self._before
+            self.messages, self.token_ids, self.rendered = self._before
             self._before = None
 
     def answered(self, text: str, token_ids: list[int], cut: bool = False) -> None:
         """Adds the assistant's turn, made of `token_ids`; `cut` if they say more than `text`."""
         self.messages = [*self.messages, {"role": "assistant", "content": text}]
         self.token_ids = self.token_ids + token_ids
-        self._rendered, self._before = "" if cut else self._rendered + text, None
+        self.rendered, self._before = "" if cut else self.rendered + text, None
 
     def _encode(self, rendered: str) -> list[int]:
-        if self._rendered and rendered.startswith(self._rendered):
-            new = rendered[len(self._rendered) :]
+        if self.rendered and rendered.startswith(self.rendered):
+            new = rendered[len(self.rendered) :]
             return self.token_ids + self.tokenizer.encode(new, first=False)
         return self.tokenizer.encode(rendered, first=True)
 

@@ -135,7 +135,7 @@ class EngineCore:
         _cut_at_stop(request)
         request.generation.add_token(token, _emit(request, hold=not request.cut))
         if request.generation.stats.num_generated_tokens == 1 and self.pool.slides:
-            self.contexts.save(request.agent)  # windows can be stored at their end only
+            self.contexts.save_blocks(request.agent)  # windows can be stored at their end only
         if request.cut:
             return "stop"
         stats = request.generation.stats
@@ -153,7 +153,7 @@ class EngineCore:
         if request.context is not None:
             self.pool.release(request.context)
             if error is None:
-                self.contexts.save(request.agent)
+                self.contexts.save_blocks(request.agent)
         request.answered(None if error else request.text, request.cut)
         request.generation.finish(reason, _emit(request, hold=False), error)
 

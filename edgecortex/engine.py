@@ -6,21 +6,25 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from edgecortex import sessions
 from edgecortex.agent import Agent, AnswerHook
 from edgecortex.config import EngineConfig, SamplingParams
 from edgecortex.conversation import Conversation
 from edgecortex.core import EngineCore
-from edgecortex.errors import ClosedError
+from edgecortex.errors import ClosedError, StoreError
 from edgecortex.generation import Generation
 from edgecortex.models import resolve
 from edgecortex.models.adapter import LoadedModel, load_model
 from edgecortex.scheduler import Request
+from edgecortex.store.cache import PersistentKVCache
+from edgecortex.store.sessions import check_name
 
 Progress = Callable[[str, int, int], None]
 
@@ -32,6 +36,7 @@ class Engine:
     All of MLX runs on the engine's own thread; every method here may be called from any other.
     """
 
+    name: str
     model: LoadedModel
     config: EngineConfig
     _inbox: "queue.SimpleQueue[Callable[[], None] | None]"
@@ -60,7 +65,9 @@ class Engine:
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         ready: queue.SimpleQueue[Engine | Exception] = queue.SimpleQueue()
         thread = threading.Thread(
-            target=cls._main, args=(path, config or EngineConfig(), inbox, ready), daemon=True
+            target=cls._main,
+            args=(model, path, config or EngineConfig(), inbox, ready),
+            daemon=True,
         )
         thread.start()
         engine = ready.get()
@@ -70,10 +77,10 @@ class Engine:
         return engine
 
     @classmethod
-    def _main(cls, path: Path, config: EngineConfig, inbox: Any, ready: Any) -> None:
+    def _main(cls, name: str, path: Path, config: EngineConfig, inbox: Any, ready: Any) -> None:
         try:
             model = load_model(path)
-            engine = cls(model, config, inbox, EngineCore(model, config))
+            engine = cls(name, model, config, inbox, EngineCore(model, config))
         except Exception as error:
             ready.put(error)
         else:
@@ -134,6 +141,37 @@ class Engine:
         conversation = Conversation(self.model.tokenizer, system)
         return Agent(self, _named(name), conversation, sampling or SamplingParams(), priority)
 
+    def restore(
+        self, name: str, *, sampling: SamplingParams | None = None
+    ) -> tuple[Agent, sessions.Restored]:
+        """The agent that was saved as session `name`, and how much of its KV came back.
+
+        Whatever is not stored any more, or was made by another model or KV format, is read again
+        from the text with the next question.
+
+        Raises:
+            StoreError: no such session, a damaged one, or no store.
+            ClosedError: the engine is closed.
+        """
+        session = self.store.sessions.load(name)
+        agent = self.agent(name, system=session.system, sampling=sampling)
+        return agent, self.call(lambda: sessions.restore(self.core, agent, session))
+
+    @property
+    def store(self) -> PersistentKVCache:
+        """The store that this engine keeps KV and sessions in.
+
+        Raises:
+            StoreError: there is none.
+        """
+        return sessions.archive_of(self.core).store
+
+    @property
+    def store_problem(self) -> StoreError | None:
+        """Why nothing is kept on disk, or not all that should be."""
+        archive = self.core.contexts.archive
+        return archive.problem if archive else self.core.store_problem
+
     def close(self) -> None:
         """Ends the engine's thread; answers in progress end as cancelled. Twice is harmless."""
         with self._posting:
@@ -177,6 +215,11 @@ class Engine:
         child = Agent(self, _named(name), conversation, parent.sampling, parent.priority)
         self.call(lambda: self.core.contexts.fork(parent, child))
         return child
+
+    def save(self, agent: Agent, name: str) -> "Future[int]":
+        """Starts to keep an agent as a session."""
+        check_name(name)
+        return self.call(lambda: sessions.save(self.core, agent, name, self.name))
 
     def release(self, agent: Agent) -> None:
         """Frees an agent's KV; harmless on a closed engine, which holds none."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edgecortex.errors import StoreError
 from edgecortex.store import files
@@ -22,6 +23,7 @@ from edgecortex.store.entry import (
     window_of,
 )
 from edgecortex.store.index import Index, Key, Totals
+from edgecortex.store.sessions import Sessions
 
 NUM_READERS = 2
 Progress = Callable[[int, int], None]
@@ -84,9 +86,10 @@ class PersistentKVCache:
             for path in (folder, self.blocks, self.temporary, self.quarantine):
                 files.make_folder(path)
             self._check_version()
+            self.index = Index(folder / "index.sqlite", self._scan)
+            self.sessions = Sessions(folder, self.index)
         except OSError as error:
             raise self._cannot("use", error) from error
-        self.index = Index(folder / "index.sqlite", self._scan)
         self._readers = ThreadPoolExecutor(NUM_READERS, "edgecortex-read")
 
     def close(self) -> None:
@@ -236,6 +239,28 @@ class PersistentKVCache:
         progress(len(keys), len(keys))
         return found
 
+    def verify_session(self, name: str) -> dict[str, Any]:
+        """Reads and checks what a session's KV is stored in; damaged files go into quarantine.
+
+        Returns: `num_tokens` of the session, `num_kv_tokens` that were stored, `num_stored` that
+        still are from the beginning on, and an `error` if there is no reading it at all.
+        """
+        try:
+            session = self.sessions.load(name)
+        except StoreError as error:
+            return {"num_tokens": 0, "num_kv_tokens": 0, "num_stored": 0, "error": str(error)}
+        for entry in session.entries():
+            with contextlib.suppress(DamagedError):
+                self.read([entry], lambda i, arrays: None)
+        ids = session.token_ids[: session.num_kv_tokens]
+        found = self.match(session.chain, ids, session.num_windows)
+        return {
+            "num_tokens": len(session.token_ids),
+            "num_kv_tokens": session.num_kv_tokens,
+            "num_stored": found.num_tokens,
+            "error": None,
+        }
+
     def clear(self) -> int:
         """Removes every block that no session pins; returns the bytes freed."""
         freed = self.shrink(0)
@@ -260,7 +285,9 @@ class PersistentKVCache:
                 yield id, kind
 
     def _scan(self) -> None:
+        """Fills a new index."""
         self._add_files(self._there())
+        self.sessions.pin_all()
 
     def _add_files(self, keys: Iterable[Key]) -> None:
         """Notes files that the index does not know, by what they say of themselves."""

@@ -119,6 +119,13 @@ class Index:
     def nbytes(self) -> int:
         return int(self._rows("SELECT COALESCE(SUM(size), 0) FROM entries")[0][0])
 
+    def size_of(self, keys: Iterable[Key]) -> int:
+        """Bytes of these entries, as far as they are there."""
+        query = "SELECT size FROM entries WHERE id = ? AND kind = ?"
+        return self._run(
+            lambda db: sum(row[0] for key in keys for row in db.execute(query, key).fetchall())
+        )
+
     def totals(self) -> list[Totals]:
         query = (
             "SELECT kind, COUNT(*), SUM(num_tokens), SUM(size) FROM entries "

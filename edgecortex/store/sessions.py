@@ -1,0 +1,253 @@
+"""Saved agents: who said what, the token ids, and which blocks hold their KV."""
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from edgecortex.errors import StoreError
+from edgecortex.store import files
+from edgecortex.store.entry import VERSION, Chain, Entry, window_of
+from edgecortex.store.index import Index
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "model": str,
+    "fingerprint": str,
+    "kv_format": str,
+    "root": str,
+    "rendered": str,
+    "system": (str, type(None)),
+    "messages": list,
+    "token_ids": list,
+    "created": (int, float),
+    "updated": (int, float),
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A saved agent.
+
+    `token_ids` are those fed and generated so far, of which the first `num_kv_tokens` have
+    their KV stored, in the blocks of the chain (`root`, `num_sinks`, `block`), the newest
+    `num_windows` of them with windows, and a tail. `rendered` is the text they stand for.
+    `created` and `updated` are seconds since 1970.
+
+    Raises:
+        StoreError: a value of another type, or a name that is not one.
+    """
+
+    name: str
+    model: str
+    fingerprint: str
+    kv_format: str
+    root: str
+    num_sinks: int
+    block: int
+    num_windows: int
+    num_kv_tokens: int
+    system: str | None
+    messages: list[dict[str, str]]
+    token_ids: list[int]
+    rendered: str
+    created: float
+    updated: float
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for field in fields(self):
+            value, expected = getattr(self, field.name), _TYPES.get(field.name, int)
+            if not isinstance(value, expected) or isinstance(value, bool):
+                raise StoreError(f"session {self.name!r}: {field.name} cannot be {value!r:.60}")
+        told = all(
+            isinstance(m, dict) and all(isinstance(m.get(k), str) for k in ("role", "content"))
+            for m in self.messages
+        )
+        if not told or not all(type(i) is int for i in self.token_ids):
+            raise StoreError(f"session {self.name!r}: its messages or token ids are not such")
+
+    def entries(self) -> list[Entry]:
+        """What its KV is stored in."""
+        chain, ids = self.chain, self.token_ids[: self.num_kv_tokens]
+        blocks = chain.blocks(ids)
+        newest = blocks[max(0, len(blocks) - self.num_windows) :]
+        windows = [window_of(block) for block in newest] if self.num_windows else []
+        rest = ids[chain.stop(len(blocks)) :]
+        parent = blocks[-1].id if blocks else chain.root
+        return [*blocks, *windows, *([chain.tail(parent, rest)] if rest else [])]
+
+    @property
+    def chain(self) -> Chain:
+        return Chain(self.root, self.num_sinks, self.block)
+
+    def to_json(self) -> bytes:
+        """The manifest, with a digest of itself."""
+        values = {"version": VERSION, **asdict(self)}
+        return json.dumps({"digest": _digest(values), **values}, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Session":
+        """
+        Raises:
+            StoreError: it is damaged, or of another version.
+        """
+        try:
+            values: dict[str, Any] = json.loads(data)
+            digest, version = values.pop("digest"), values["version"]
+            if digest != _digest(values):
+                raise StoreError("its digest does not match")
+            del values["version"]
+            if version != VERSION:
+                raise StoreError(f"it has format {version!r}, and this EdgeCortex knows {VERSION}")
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise StoreError(f"it is not a session: {error!r}") from error
+
+
+def check_name(name: object) -> str:
+    """
+    Raises:
+        StoreError: no name for a session: it could not be a file's everywhere.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise StoreError(
+            f"{name!r:.80} cannot name a session: expected 1 to 64 letters, digits, dots, dashes "
+            "and underlines, with a letter or digit first"
+        )
+    return name
+
+
+class Sessions:
+    """The sessions of a store, a manifest each, and what they pin in its index."""
+
+    def __init__(self, folder: Path, index: Index) -> None:
+        self.folder, self.index = folder / "sessions", index
+        self._temporary, self._locks = folder / "temporary", folder / "locks"
+        for path in (self.folder, self._locks):
+            files.make_folder(path)
+
+    def names(self) -> list[str]:
+        """All of them, whether they can be read or not."""
+        return sorted(path.stem for path in self.folder.glob("*.json"))
+
+    def load(self, name: str) -> Session:
+        """
+        Raises:
+            StoreError: there is none of that name, or its manifest is damaged.
+        """
+        check_name(name)
+        if name not in self.names():
+            known = ", ".join(self.names()) or "none"
+            raise StoreError(f"no session {name!r}; there are: {known}")
+        try:
+            return Session.from_json(self._path(name).read_bytes())
+        except (OSError, StoreError) as error:
+            raise StoreError(
+                f"session {name!r} cannot be read: {error}; "
+                f"`edgecortex session rm {name}` removes it"
+            ) from error
+
+    def summary(self, name: str) -> dict[str, Any]:
+        """What a list shows of a session; of a damaged one its name and the `error`."""
+        try:
+            session = self.load(name)
+        except StoreError as error:
+            return {"name": name, "error": str(error)}
+        keys = [(entry.id, entry.kind) for entry in session.entries()]
+        return {
+            "name": name,
+            "model": session.model,
+            "kv_format": session.kv_format,
+            "num_messages": len(session.messages),
+            "num_tokens": len(session.token_ids),
+            "nbytes": self.index.size_of(keys),
+            "created": session.created,
+            "updated": session.updated,
+        }
+
+    def write(self, session: Session) -> None:
+        """Makes a session durable, in place of an older one of its name, and pins its blocks.
+
+        Raises:
+            StoreError: it cannot be written, or its name differs from another's by case alone.
+        """
+        other = next((n for n in self.names() if n.lower() == session.name.lower()), session.name)
+        if other != session.name:
+            raise StoreError(f"there is a session {other!r}; choose a name that differs in more")
+        keys = [(entry.id, entry.kind) for entry in session.entries()]
+        self.index.pin(session.name, keys)
+        try:
+            files.replace_durably(self._path(session.name), session.to_json(), self._temporary)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write session {session.name!r}: {error.strerror}; make room or give "
+                f"{self.folder} permissions"
+            ) from error
+        self.index.pin(session.name, keys, only=True)
+
+    def copy(self, name: str, new: str) -> Session:
+        """A second session with the same past, at no copy of KV.
+
+        Raises:
+            StoreError: no such session, or the new name is taken or no name.
+        """
+        session = replace(self.load(name), name=self.check_free(new), created=time.time())
+        self.write(session)
+        return session
+
+    def check_free(self, name: str) -> str:
+        """
+        Raises:
+            StoreError: the name is taken, or no name.
+        """
+        if check_name(name).lower() in (n.lower() for n in self.names()):
+            raise StoreError(f"there is a session {name!r} already; choose another name")
+        return name
+
+    def remove(self, name: str) -> None:
+        """Forgets a session; its blocks stay until room is needed.
+
+        Raises:
+            StoreError: no such session.
+        """
+        if name not in self.names():
+            self.load(name)
+        self._path(name).unlink(missing_ok=True)
+        files.sync_folder(self.folder)
+        self.index.pin(name, [], only=True)
+
+    @contextlib.contextmanager
+    def locked(self, *names: str) -> Iterator[None]:
+        """Keeps other processes from these sessions while the block runs.
+
+        Raises:
+            StoreError: one of them has it.
+        """
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                path = self._locks / f"{check_name(name).lower()}.lock"
+                if not stack.enter_context(files.locked(path)):
+                    raise StoreError(f"session {name!r} is in use by another process; end it first")
+            yield
+
+    def pin_all(self) -> None:
+        """Tells a new index what sessions hold."""
+        for name in self.names():
+            with contextlib.suppress(StoreError):  # a damaged one holds nothing
+                session = self.load(name)
+                self.index.pin(name, [(e.id, e.kind) for e in session.entries()])
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+def _digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
