@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from edgecortex.cli import kept, options
+from edgecortex.cli.models import progress_bar
 from edgecortex.paths import store_dir
 
 app = typer.Typer(help="See and clear the KV that is kept on disk.", no_args_is_help=True)
@@ -39,9 +39,8 @@ def stats(as_json: AsJson = False) -> None:
 @app.command()
 def verify(as_json: AsJson = False) -> None:
     """Read and check every file; damaged ones go into quarantine, and the exit status is 1."""
-    with kept.store() as store, Progress(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("checking")
-        found = store.verify(lambda done, total: bars.update(task, completed=done, total=total))
+    with kept.store() as store, progress_bar() as progress:
+        found = store.verify(lambda done, total: progress("checking", done, total))
     if as_json:
         print(json.dumps(asdict(found), indent=2))
     else:

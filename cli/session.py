@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from edgecortex.cli import kept, options, transcript
+from edgecortex.cli.models import progress_bar
 from edgecortex.config import SamplingParams
 from edgecortex.errors import StoreError
 
@@ -180,13 +180,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every block of a session; exit status 1 if any tokens would be read again."""
-    with kept.store() as store, Progress(console=Console(stderr=True), transient=True) as bars:
-        names = [name] if name else store.sessions.names()
-        task = bars.add_task("checking", total=len(names))
-        rows = []
+    with kept.store() as store, progress_bar() as progress:
+        names, rows = [name] if name else store.sessions.names(), []
         for each in names:
+            progress("checking", len(rows), len(names))
             rows.append({"name": each, **store.verify_session(each)})
-            bars.advance(task)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:

@@ -122,6 +122,8 @@ class Agent:
         ids = self.conversation.catch_up()
         if not 0 < len(ids) < self.engine.context_length:
             return 0  # what does not fit is shortened with the next question
+        if self.engine.call(lambda: self.engine.core.contexts.holds(self, ids)):
+            return 0
         self._current = generation = Generation()
         sampling = SamplingParams(max_tokens=1)  # the token itself is let go
         self.engine.submit(self, ids, sampling, generation, self._has_read)

@@ -94,6 +94,11 @@ class AgentContexts:
             except StoreError:
                 match = self.archive.match(wanted)
 
+    def holds(self, agent: "Agent", ids: Sequence[int]) -> bool:
+        """Whether an agent's resident context begins with these tokens."""
+        context = self._contexts.get(agent)
+        return context is not None and common_prefix_len(context.token_ids, ids) == len(ids)
+
     def num_known(self, agent: "Agent", ids: Sequence[int]) -> int:
         """How many leading tokens need not be read anew: of the agent's own, or in whole blocks
         of others, or stored."""

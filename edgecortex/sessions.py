@@ -30,8 +30,8 @@ class Restored:
     same_format: bool
 
     @property
-    def notice(self) -> str | None:
-        """What a user should know, if there is anything."""
+    def notice(self) -> str:
+        """What a user should know, or nothing."""
         if not self.same_model:
             return "this is another model than the session's: its text is read again"
         if not self.same_format:
@@ -39,7 +39,7 @@ class Restored:
         missing = self.num_tokens - self.num_memory_tokens - self.num_disk_tokens
         if missing > 1:  # the newest token is never stored: it has not been fed yet
             return f"the KV of {missing:,} of its {self.num_tokens:,} tokens is read again"
-        return None
+        return ""
 
 
 def save(core: EngineCore, agent: "Agent", name: str, model: str) -> "Future[int]":
