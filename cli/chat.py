@@ -70,9 +70,7 @@ def chat(
     sampling = options.sampling_of(temp, top_p, max_tokens, seed)
     with kept.opened(session, no_cache) as saved:
         if saved and system is not None:
-            raise ConfigError(
-                "--system is the session's own already: leave it out, or begin another"
-            )
+            raise ConfigError("the session has its system prompt: leave --system out")
         model = model or (saved.model if saved else options.DEFAULT_MODEL)
         kv_format = kv_format or (saved.kv_format if saved else options.DEFAULT_FORMAT)
         config = options.engine_config(kv_format, kv_budget, no_cache)

@@ -114,8 +114,9 @@ class Archive:
         Raises:
             DamagedError: a file could not be used. It is out of the way now: match again.
         """
-        loading = self.codec.loading(len(match.blocks))
         entries = match.entries
+        self.store.read_ahead(entries)
+        loading = self.codec.loading(len(match.blocks))
         num_blocks, num_windows = len(match.blocks), len(match.windows)
 
         def take(i: int, arrays: Arrays) -> None:

@@ -36,6 +36,14 @@ class ModelRunner:
             config.kv_budget_bytes or _default_budget(),
             measure_dense_from(format, shapes[0]),
         )
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Takes a step, so that nobody's first token waits for threads and buffers to be made."""
+        context = self.pool.open()
+        self.run([(context, [0])])
+        self.pool.close(context)
+        self.model_s = 0.0
 
     def run(self, feed: Feed, all_rows: bool = False) -> tuple[list[Context], mx.array]:
         """Feeds each context its next tokens in one forward pass.
