@@ -13,6 +13,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from edgecortex import gate
 from edgecortex.bench.report import Report, Row, make_report, median
 from edgecortex.bench.rivals import RIVALS, RivalReader
 from edgecortex.bench.text import english
@@ -23,7 +24,6 @@ from edgecortex.models import resolve
 from edgecortex.models.adapter import LoadedModel, load_model
 from edgecortex.runner import ModelRunner
 
-DEFAULT_FORMAT = "kv4"
 MAX_SCORED = 512
 CHUNK = 128  # scored tokens at a time: a row of logits may be a megabyte
 
@@ -70,6 +70,7 @@ def measure(model: str, windows: dict[int, int], progress: Callable[[str], None]
         EdgeCortexError: the text is too short for them.
     """
     loaded = load_model(resolve(model))
+    default = gate.choose(loaded).kv_format
     starts = _readers(loaded)
     rows: list[Row] = []
     for length, count in windows.items():
@@ -80,13 +81,13 @@ def measure(model: str, windows: dict[int, int], progress: Callable[[str], None]
             for name, part in _compare(chosen, ids).items():
                 parts[name].append(part)
         rows += [_summary(name, length, parts[name], parts["fp"]) for name in parts]
-    ours = [row for row in rows if row["format"] == DEFAULT_FORMAT]
+    ours = [row for row in rows if row["format"] == default]
     figures = {
         "quality.kl": max(row["kl"] for row in ours),
         "quality.ppl_pct": max(row["ppl_pct"] for row in ours),
         "quality.bits_per_value": max(row["bits_per_value"] for row in ours),
     }
-    settings = {"model": model, "format": DEFAULT_FORMAT, "windows": windows, "scored": "2nd half"}
+    settings = {"model": model, "format": default, "windows": windows, "scored": "2nd half"}
     return make_report("quality", settings, figures, rows)
 
 

@@ -63,7 +63,6 @@ RIVALS = {
     "mlx-lm 4-bit": Rival(stock, stock, num_sinks=0, at_once=True),
     "keys less mean": Rival(less_mean, VALUES),
     "keys per token": Rival(rotated(per_token), VALUES),
-    "keys not rotated": Rival(per_channel, VALUES),
     "values not rotated": Rival(KEYS, per_token),
     "no sinks": Rival(KEYS, VALUES, num_sinks=0),
     "values in 3 bits": Rival(KEYS, rotated(partial(stock, bits=3))),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from edgecortex.cli import kept, lines, options, transcript
 from edgecortex.errors import ConfigError, EdgeCortexError, StateError
-from edgecortex.kv.format import FORMATS
+from edgecortex.kv.format import AUTO, FORMATS
 
 if TYPE_CHECKING:
     from edgecortex import Agent, Engine, Generation, SamplingParams
@@ -47,7 +47,7 @@ KVFormatName = Annotated[
     str | None,
     typer.Option(
         "--kv-format",
-        help=f"How KV is stored, one of: {', '.join(FORMATS)}. "
+        help=f"How KV is stored, one of: {', '.join([AUTO, *FORMATS])}. "
         f"Default: the session's, or {options.DEFAULT_FORMAT}",
         show_default=False,
     ),

@@ -11,7 +11,7 @@ from edgecortex import models
 from edgecortex.cli.models import progress_bar
 from edgecortex.config import EngineConfig, SamplingParams
 from edgecortex.errors import ConfigError, PromptError
-from edgecortex.kv.format import FORMATS
+from edgecortex.kv.format import AUTO, FORMATS
 
 if TYPE_CHECKING:
     from edgecortex import Agent, Engine
@@ -44,7 +44,8 @@ Seed = Annotated[
     int | None, typer.Option("--seed", help="Makes sampled answers repeatable.", show_default=False)
 ]
 KVFormatName = Annotated[
-    str, typer.Option("--kv-format", help=f"How KV is stored, one of: {', '.join(FORMATS)}.")
+    str,
+    typer.Option("--kv-format", help=f"How KV is stored, one of: {', '.join([AUTO, *FORMATS])}."),
 ]
 KVBudget = Annotated[
     str | None,
@@ -99,6 +100,8 @@ def load_engine(model: str, config: EngineConfig) -> "Engine":
         from edgecortex import Engine
 
         engine = Engine.load(model, config=config)
+    if engine.notice:
+        print(f"edgecortex: {engine.notice}", file=sys.stderr)
     if problem := engine.store_problem:
         print(f"edgecortex: nothing is kept on disk: {problem}", file=sys.stderr)
     return engine

@@ -181,7 +181,8 @@ def verify(
 ) -> None:
     """Check every block of a session; exit status 1 if any tokens would be read again."""
     with kept.store() as store, progress_bar() as progress:
-        names, rows = [name] if name else store.sessions.names(), []
+        names = [name] if name else store.sessions.names()
+        rows: list[dict[str, Any]] = []
         for each in names:
             progress("checking", len(rows), len(names))
             rows.append({"name": each, **store.verify_session(each)})

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecortex.errors import ConfigError
-from edgecortex.kv.format import FORMATS
+from edgecortex.kv.format import AUTO, FORMATS
 
 
 def _check(ok: bool, name: str, expected: str, got: object) -> None:
@@ -44,10 +44,11 @@ class SamplingParams:
 class EngineConfig:
     """How an engine runs.
 
-    `kv_format` names how KV is stored, `kv_budget_bytes` bounds it (None: half of the device's
-    memory), `context_length` caps the model's own limit. While others decode, the share of a
-    prefill in a step is kept so small that a step takes at most `max_gap` times as long as
-    without; alone it takes `prefill_chunk` tokens a step.
+    `kv_format` names how KV is stored ("auto": as measured best for the model),
+    `kv_budget_bytes` bounds it (None: half of the device's memory), `context_length` caps the
+    model's own limit. While others decode, the share of a prefill in a step is kept so small
+    that a step takes at most `max_gap` times as long as without; alone it takes `prefill_chunk`
+    tokens a step.
 
     With `use_store` KV is kept on disk too, in `store_path` (None: the usual folder), up to
     `store_max_bytes` (None: without end) beside what sessions hold.
@@ -56,7 +57,7 @@ class EngineConfig:
         ConfigError: a value out of its range.
     """
 
-    kv_format: str = "kv4"
+    kv_format: str = AUTO
     kv_budget_bytes: int | None = None
     context_length: int | None = None
     prefill_chunk: int = 512
@@ -67,7 +68,8 @@ class EngineConfig:
     store_max_bytes: int | None = 8 << 30
 
     def __post_init__(self) -> None:
-        _check(self.kv_format in FORMATS, "kv_format", f"one of {list(FORMATS)}", self.kv_format)
+        names = [AUTO, *FORMATS]
+        _check(self.kv_format in names, "kv_format", f"one of {names}", self.kv_format)
         for name, least in (
             ("kv_budget_bytes", 1),
             ("context_length", 16),

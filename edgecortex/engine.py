@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from edgecortex import sessions
+from edgecortex import gate, sessions
 from edgecortex.agent import Agent, AnswerHook
 from edgecortex.config import EngineConfig, SamplingParams
 from edgecortex.conversation import Conversation
@@ -41,6 +41,7 @@ class Engine:
     config: EngineConfig
     _inbox: "queue.SimpleQueue[Callable[[], None] | None]"
     core: EngineCore
+    notice: str = ""
     _thread: threading.Thread | None = None
     _closed: bool = False
     _posting: threading.Lock = field(default_factory=threading.Lock)
@@ -80,7 +81,8 @@ class Engine:
     def _main(cls, name: str, path: Path, config: EngineConfig, inbox: Any, ready: Any) -> None:
         try:
             model = load_model(path)
-            engine = cls(name, model, config, inbox, EngineCore(model, config))
+            config, notice = gate.resolved(model, config)
+            engine = cls(name, model, config, inbox, EngineCore(model, config), notice)
         except Exception as error:
             ready.put(error)
         else:

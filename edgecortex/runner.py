@@ -10,7 +10,7 @@ from edgecortex.config import EngineConfig
 from edgecortex.errors import ModelError
 from edgecortex.kv.blocks import Shape
 from edgecortex.kv.context import Context
-from edgecortex.kv.format import FORMATS, KVFormat, kv_format
+from edgecortex.kv.format import FORMATS, KV4, KVFormat
 from edgecortex.kv.plan import StepPlan
 from edgecortex.kv.pool import BlockPool
 from edgecortex.kv.segment import LayerKV
@@ -25,7 +25,7 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
         self.model = model
         self.model_s = 0.0  # spent in forward passes so far
-        format = kv_format(config.kv_format)
+        format = FORMATS.get(config.kv_format, KV4)
         self.shapes = shapes = _probe(model)
         windows = model.windows()
         self.pool = BlockPool(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgecortex.config import EngineConfig, SamplingParams
 from edgecortex.generation import Generation
 from edgecortex.kv.context import Context
-from edgecortex.kv.format import kv_format
+from edgecortex.kv.format import FORMATS, KV4
 
 if TYPE_CHECKING:
     from edgecortex.agent import Agent, AnswerHook
@@ -75,7 +75,7 @@ class Scheduler:
         holds: Callable[[Request], bool],
     ) -> None:
         self.config, self._admit, self._holds = config, admit, holds
-        self._format = kv_format(config.kv_format)
+        self._format = FORMATS.get(config.kv_format, KV4)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self._decode_s: float | None = None

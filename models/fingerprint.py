@@ -1,14 +1,13 @@
 """What tells one model from another: a hash of every file that its answers depend on."""
 
 import json
-import os
 from hashlib import blake2b
 from pathlib import Path
 
 import xxhash
 
 from edgecortex.errors import StoreError
-from edgecortex.paths import state_dir
+from edgecortex.state import remember, remembered
 
 _PATTERNS = ("*.safetensors", "config.json", "tokenizer*.json", "tokenizer.model")
 _CHUNK = 1 << 22
@@ -22,14 +21,14 @@ def fingerprint(path: Path) -> str:
     Raises:
         StoreError: there are no weights to tell it by.
     """
-    known, found = _remembered(), {}
+    known, found = remembered("fingerprints"), {}
     for file in sorted(file for pattern in _PATTERNS for file in path.glob(pattern)):
         stat = file.stat()
         key = f"{file.absolute()}:{stat.st_size}:{stat.st_mtime_ns}"
         found[file.name] = known[key] = known.get(key) or _hash(file)
     if not any(name.endswith(".safetensors") for name in found):
         raise StoreError(f"{path} has no .safetensors file to tell its KV from another model's")
-    _remember(known)
+    remember("fingerprints", known)
     return blake2b(json.dumps(found, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -39,22 +38,3 @@ def _hash(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             hashed.update(chunk)
     return hashed.hexdigest()
-
-
-def _remembered() -> dict[str, str]:
-    try:
-        known = json.loads((state_dir() / "fingerprints.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(known: dict[str, str]) -> None:
-    path = state_dir() / "fingerprints.json"
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known))
-        os.replace(temporary, path)
-    except OSError:
-        return  # it is only slower the next time

@@ -111,8 +111,8 @@ class BatchQuantizedKVCache:
 
         They are returned as they came: `attend` reads the cache itself.
         """
-        if self.format.rotate:
-            k, v = rotate(k), rotate(v)
+        k = rotate(k) if self.format.rotate_keys else k
+        v = rotate(v) if self.format.rotate_values else v
         self._make_slab(k[0], v[0])
         if (view := self._decode_view) is not None:
             n = view.slots.shape[0]
@@ -149,7 +149,7 @@ class BatchQuantizedKVCache:
         self.num_attended += 1
         num_heads = self.arrays()[0].shape[1]
         rows = q.reshape(q.shape[0], num_heads, -1, q.shape[-1])
-        rows = (rotate(rows) if self.format.rotate else rows) * (scale * math.log2(math.e))
+        rows = (rotate(rows) if self.format.rotate_keys else rows) * (scale * math.log2(math.e))
         out = []
         if self._decode_view is not None:
             n = self._decode_view.slots.shape[0]
@@ -161,7 +161,7 @@ class BatchQuantizedKVCache:
             out.append(attended.transpose(2, 0, 1, 3))
         self._new = None
         joined = out[0] if len(out) == 1 else mx.concatenate(out)
-        joined = rotate(joined) if self.format.rotate else joined
+        joined = rotate(joined) if self.format.rotate_values else joined
         if self.layer % HEAD_START == HEAD_START - 1:
             mx.async_eval(joined)
         return joined.reshape(*q.shape[:3], -1)

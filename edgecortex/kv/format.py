@@ -15,8 +15,8 @@ class KVFormat:
     a prompt was cut into chunks, nor on whether KV was computed or loaded.
 
     `key_axis` is `channel` (groups of tokens per channel: KIVI, arXiv 2402.02750) or `token`
-    (groups of channels per token: stock MLX). `rotate` stores keys and values after a Hadamard
-    transform (QuaRot, arXiv 2404.00456). `bits` None keeps full precision.
+    (groups of channels per token: stock MLX). `rotate_keys` and `rotate_values` store them after
+    a Hadamard transform (QuaRot, arXiv 2404.00456). `bits` None keeps full precision.
 
     Raises:
         ConfigError: a value out of its range.
@@ -26,7 +26,8 @@ class KVFormat:
     bits: int | None = 4
     group_size: int = 64
     key_axis: str = "channel"
-    rotate: bool = True
+    rotate_keys: bool = True
+    rotate_values: bool = True
     num_sinks: int = 4
     block: int = 64
 
@@ -72,20 +73,12 @@ class KVFormat:
 
 
 KV4 = KVFormat("kv4")
+_PLAIN = replace(KV4, rotate_keys=False, rotate_values=False)
 FORMATS = {
     "kv4": KV4,
+    "kv4u": replace(KV4, name="kv4u", rotate_keys=False),
     "kv8": replace(KV4, name="kv8", bits=8),
-    "plain4": replace(KV4, name="plain4", key_axis="token", rotate=False),
-    "fp": replace(KV4, name="fp", bits=None, rotate=False),
+    "plain4": replace(_PLAIN, name="plain4", key_axis="token"),
+    "fp": replace(_PLAIN, name="fp", bits=None),
 }
-
-
-def kv_format(name: str) -> KVFormat:
-    """The format of that name.
-
-    Raises:
-        ConfigError: no such format; the message lists them.
-    """
-    if name not in FORMATS:
-        raise ConfigError(f"unknown KV format {name!r}: expected one of {', '.join(FORMATS)}")
-    return FORMATS[name]
+AUTO = "auto"  # the best for a model, by measurement

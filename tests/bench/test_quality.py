@@ -10,6 +10,7 @@ from edgecortex.bench.rivals import KEYS, RIVALS, VALUES, Rival, RivalReader
 from edgecortex.bench.text import english
 from edgecortex.config import EngineConfig
 from edgecortex.errors import EdgeCortexError
+from edgecortex.kv.format import FORMATS
 from edgecortex.models.adapter import load_model
 from edgecortex.runner import ModelRunner
 
@@ -34,7 +35,7 @@ def test_kv4_written_down_on_mlx_lm_says_the_same(smollm2: Path) -> None:
 def test_report(smollm2: Path) -> None:
     report = quality.measure(str(smollm2), {256: 2}, lambda line: None)
     rows = {row["format"]: row for row in report["rows"]}
-    assert set(rows) == {"fp", "kv4", "kv8", "plain4", *RIVALS}
+    assert set(rows) == {*FORMATS, *RIVALS}
     assert rows["fp"]["kl"] == rows["fp"]["ppl_pct"] == rows["fp"]["top1_changed_pct"] == 0
     assert rows["kv8"]["kl"] < rows["kv4"]["kl"] < rows["plain4"]["kl"] < 1
     assert rows["kv4"]["kl"] < rows["mlx-lm 4-bit"]["kl"]

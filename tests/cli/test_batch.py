@@ -152,7 +152,7 @@ def test_a_place_that_cannot_be_written(cli: Cli, args: list[str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("option", "value", "complaint"),
     [
-        ("--kv-format", "kv5", "kv_format must be one of ['kv4', "),
+        ("--kv-format", "kv5", "kv_format must be one of ['auto', 'kv4', "),
         ("--kv-budget", "much", "--kv-budget must be a number of bytes such as"),
         ("--kv-budget", "0", "kv_budget_bytes must be at least 1"),
         ("--kv-budget", "1T", "--kv-budget must be"),

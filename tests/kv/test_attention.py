@@ -45,9 +45,10 @@ class Reference:
 def read_back(format: KVFormat, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a sealed block of (L, heads, dim) reads as."""
     keys, values = (mx.array(x.swapaxes(0, 1)) for x in (k, v))
-    turn = rotate if format.rotate else lambda x: x
-    layer = LayerKV.seal(turn(keys), turn(values), format)
-    keys, values = turn(layer.keys(mx.float32, k.shape[-1])), turn(layer.values(mx.float32))
+    turns = (format.rotate_keys, format.rotate_values)
+    turn_k, turn_v = (rotate if turn else lambda x: x for turn in turns)
+    layer = LayerKV.seal(turn_k(keys), turn_v(values), format)
+    keys, values = turn_k(layer.keys(mx.float32, k.shape[-1])), turn_v(layer.values(mx.float32))
     return np.array(keys).swapaxes(0, 1), np.array(values).swapaxes(0, 1)
 
 
