@@ -81,6 +81,18 @@ class Agent:
             raise
         return generation
 
+    def tell(self, text: str, reply: str) -> None:
+        """Adds a turn whose answer is given: nothing is generated, and its KV is computed with
+        the next question, or by `read`.
+
+        Raises:
+            PromptError: `text` or `reply` is empty, or both are longer than the context.
+            StateError: an answer is still being made.
+            ClosedError: the agent is closed.
+        """
+        self._check_idle("tell")
+        self.conversation.tell(text, reply, self.engine.context_length)
+
     def fork(self, name: str | None = None) -> "Agent":
         """A new agent that has lived through the same conversation and goes on by itself.
 

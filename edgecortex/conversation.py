@@ -86,6 +86,18 @@ class Conversation:
         self.messages, self.token_ids, self.rendered = messages, ids, rendered
         return ids, num_dropped
 
+    def tell(self, text: str, reply: str, max_context: int) -> None:
+        """Adds a user's turn and an answer to it that is given.
+
+        Raises:
+            PromptError: either is empty, or they are too long; nothing is changed then.
+        """
+        if not reply.strip():
+            raise PromptError("the reply is empty: expected some text, got none")
+        ids = self.tokenizer.encode(reply, first=False)
+        self.ask(text, max_context, reserve=len(ids))
+        self.answered(reply, ids)
+
     def withdraw(self) -> None:
         """Undoes the last `ask`, which got no answer."""
         if self._before:
