@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from edgecortex.kv.context import Context
+from edgecortex.kv.memory import unwritten
 from edgecortex.kv.pool import BlockPool
 from edgecortex.kv.segment import KVSegment, LayerKV, Member
 
@@ -148,22 +149,22 @@ class Loading:
         self._tail: dict[str, np.ndarray] = {}
         pool, block = codec.pool, codec.format.block
         self._sizes = pool.run_sizes(num_blocks * block)
-        self._arrays: list[dict[str, mx.array]] = [self._room(size) for size in self._sizes]
-        mx.eval(self._arrays)
+        self._arrays = [unwritten(self._shapes(size)) for size in self._sizes]
         self._views = [
             {name: np.array(x, copy=False) for name, x in arrays.items()} for arrays in self._arrays
         ]
 
-    def _room(self, num_tokens: int) -> dict[str, mx.array]:
-        arrays = {}
+    def _shapes(self, num_tokens: int) -> dict[str, tuple[list[int], mx.Dtype]]:
+        """Of a run's arrays, in the dtypes that numpy knows."""
+        shapes = {}
         for group in self.codec.groups:
             held = self._held(group, num_tokens)
             for name, part, axis in _parts(group):
                 shape = list(part.shape)
                 shape[axis] = shape[axis] * held // self.codec.format.block
                 dtype = mx.uint16 if part.dtype == mx.bfloat16 else part.dtype
-                arrays[name] = mx.zeros((len(group.layers), *shape), dtype)
-        return arrays
+                shapes[name] = [len(group.layers), *shape], dtype
+        return shapes
 
     def _held(self, group: Group, num_tokens: int) -> int:
         """How many of a run's tokens a group holds."""
@@ -218,10 +219,10 @@ class Loading:
         for size, arrays in zip(self._sizes, self._arrays, strict=True):
             layers: dict[int, LayerKV] = {}
             for group in self.codec.groups:
-                parts = [_as(arrays[n], part.dtype) for n, part, _ in _parts(group)]
+                parts = [_by_layer(_as(arrays[n], part.dtype)) for n, part, _ in _parts(group)]
                 half = len(group.template.k)
-                for i, layer in enumerate(group.layers):
-                    k, v = (tuple(x[i] for x in some) for some in (parts[:half], parts[half:]))
+                for layer, *own in zip(group.layers, *parts, strict=True):
+                    k, v = tuple(own[:half]), tuple(own[half:])
                     layers[layer] = LayerKV(self.codec.format, k, v, group.template.v_dim)
             found.append(KVSegment([layers[i] for i in sorted(layers)], start, size))
             start += size
@@ -230,20 +231,18 @@ class Loading:
     def layer_rows(self) -> list[tuple[mx.array, mx.array]]:
         """Per layer the sinks' and the tail's columns, (n_kv_heads, L, head_dim) each; nothing
         where there are neither."""
+        if not self._sinks and not self._tail:
+            return []
         found: dict[int, tuple[mx.array, mx.array]] = {}
         for group in self.codec.groups:
             k, v = (self._group_rows(group, kind) for kind in "kv")
-            found |= (
-                {}
-                if k is None or v is None
-                else {layer: (k[i], v[i]) for i, layer in enumerate(group.layers)}
-            )
+            found |= dict(zip(group.layers, zip(k, v, strict=True), strict=True))
         return [found[layer] for layer in sorted(found)]
 
-    def _group_rows(self, group: Group, kind: str) -> mx.array | None:
+    def _group_rows(self, group: Group, kind: str) -> list[mx.array]:
         runs = [rows[f"{group.name}.row_{kind}"] for rows in (self._sinks, self._tail) if rows]
         parts = [_as(mx.array(run), group.row_dtype) for run in runs]
-        return mx.concatenate(parts, axis=2) if parts else None
+        return _by_layer(mx.concatenate(parts, axis=2))
 
 
 def _template(pool: BlockPool, shape: Shape) -> LayerKV:
@@ -277,6 +276,11 @@ def _cut(x: np.ndarray, axis: int, start: int, length: int, num_tokens: int) -> 
     size = x.shape[axis]
     a, b = start * size // num_tokens, (start + length) * size // num_tokens
     return x[..., a:b] if axis == -1 else x[..., a:b, :]
+
+
+def _by_layer(x: mx.array) -> list[mx.array]:
+    """The parts along the first axis, in the memory of the whole: indexing would copy them."""
+    return [part.squeeze(0) for part in mx.split(x, x.shape[0])]
 
 
 def _layer_views(layer: LayerKV) -> list[np.ndarray]:
