@@ -95,8 +95,8 @@ class Archive:
     def _done(self, future: "Future[int]") -> None:
         self._pending.pop(future, None)
         error = future.exception()
-        if isinstance(error, StoreError):
-            self.problem = error
+        if error:
+            self.problem = error if isinstance(error, StoreError) else StoreError(repr(error))
 
     # Loading.
 

@@ -26,16 +26,9 @@ class ModelRunner:
         self.model = model
         self.model_s = 0.0  # spent in forward passes so far
         format = FORMATS.get(config.kv_format, KV4)
-        self.shapes = shapes = _probe(model)
-        windows = model.windows()
-        self.pool = BlockPool(
-            format,
-            windows,
-            [_token_nbytes(format, shape) for shape in shapes],
-            sum(_row_nbytes(format, shape) for shape in shapes),
-            config.kv_budget_bytes or _default_budget(),
-            measure_dense_from(format, shapes[0]),
-        )
+        self.shapes = _probe(model)
+        budget = config.kv_budget_bytes or _default_budget()
+        self.pool = make_pool(format, model.windows(), self.shapes, budget)
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -63,6 +56,20 @@ class ModelRunner:
         mx.eval(logits, arrays)
         self.model_s += time.perf_counter() - committed + built - start
         return [share.context for share in plan.shares], logits
+
+
+def make_pool(
+    format: KVFormat, windows: Sequence[int | None], shapes: Sequence[Shape], max_bytes: int
+) -> BlockPool:
+    """A pool of `max_bytes` for layers with these sliding windows and shapes."""
+    return BlockPool(
+        format,
+        windows,
+        [_token_nbytes(format, shape) for shape in shapes],
+        sum(_row_nbytes(format, shape) for shape in shapes),
+        max_bytes,
+        measure_dense_from(format, shapes[0]),
+    )
 
 
 def _probe(model: LoadedModel) -> list[Shape]:

@@ -1,10 +1,11 @@
 """`PersistentKVCache`: KV blocks on disk, named by their tokens (PQ4, arXiv 2603.04428)."""
 
 import contextlib
+import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from edgecortex.store.entry import (
     Entry,
     decode,
     encode,
-    parse,
     window_of,
 )
 from edgecortex.store.index import Index, Key, Totals
 from edgecortex.store.sessions import Sessions
 
 NUM_READERS = 2
+_NOT_THE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that will pass
 Progress = Callable[[int, int], None]
 
 
@@ -82,14 +83,14 @@ class PersistentKVCache:
         self.folder, self.max_bytes = folder, max_bytes
         self.blocks, self.temporary = folder / "blocks", folder / "temporary"
         self.quarantine = folder / "quarantine"
-        try:
-            for path in (folder, self.blocks, self.temporary, self.quarantine):
-                files.make_folder(path)
+        with self._reporting("use"):
+            files.make_folder(folder)
             self._check_version()
+            for path in (self.blocks, self.temporary, self.quarantine):
+                files.make_folder(path)
             self.index = Index(folder / "index.sqlite", self._scan)
             self.sessions = Sessions(folder, self.index)
-        except OSError as error:
-            raise self._cannot("use", error) from error
+            self._write_version()
         self._readers = ThreadPoolExecutor(NUM_READERS, "edgecortex-read")
 
     def close(self) -> None:
@@ -98,11 +99,10 @@ class PersistentKVCache:
 
     def tidy(self) -> None:
         """Makes the index agree with the files, and clears up after processes that died."""
-        with contextlib.suppress(OSError):
+        with self._reporting("use"):
             files.remove_leftovers(self.temporary)
-        known, there = self.index.keys(), set(self._there())
-        self.index.remove(known - there)
-        self._add_files(there - known)
+            self._add_files(self.index.atomically(self._forget_missing))
+        self.sessions.unpin_lost()
 
     # Finding and reading.
 
@@ -126,10 +126,10 @@ class PersistentKVCache:
         length = start + _common(tail.token_ids if tail else (), token_ids[start:])
         return Match(length, blocks, windows, tail)
 
-    def read_ahead(self, match: Match) -> None:
-        """Asks the system to have these files in memory."""
-        for entry in match.entries:
-            files.will_need(self.path_of(entry))
+    def read_ahead(self, entries: Sequence[Entry]) -> None:
+        """Has the system begin to read these files, without waiting for it."""
+        for path in map(self.path_of, entries):
+            self._readers.submit(files.will_need, path)
 
     def read(self, entries: Sequence[Entry], take: Callable[[int, Arrays], None]) -> None:
         """Reads and verifies entries and hands each one's arrays to `take(index, arrays)`, from
@@ -167,77 +167,65 @@ class PersistentKVCache:
         Raises:
             StoreError: the disk is full, or cannot be written. What was there before still is.
         """
-        num_written, noted = 0, []
-        moves: list[tuple[Path, Entry]] = []
-        try:
-            for entry, arrays in entries:
-                if (size := _size(self.path_of(entry))) is None:
-                    data = encode(entry, arrays())
-                    moves.append((files.write_temporary(self.temporary, data), entry))
-                    size, num_written = len(data), num_written + len(data)
-                noted.append((entry, size))
-            for path, entry in moves:
-                os.replace(path, self.path_of(entry))
-            if moves:
+        wanted = dict(entries)
+        written: dict[Entry, Path] = {}
+        num_written, missing = 0, list(wanted)
+        with self._reporting("write"), files.removing(written.values()):
+            while missing:
+                for entry in missing:
+                    if files.size(self.path_of(entry)) is None:
+                        data = encode(entry, wanted[entry]())
+                        written[entry] = files.write_temporary(self.temporary, data)
+                        num_written += len(data)
+                missing = self.index.atomically(lambda: self._settle(wanted, written))
+            if written:
                 files.sync_folder(self.blocks)
-        except OSError as error:
-            raise self._cannot("write", error) from error
-        finally:
-            for path, _ in moves:
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
-        self.index.add(noted)
         self.shrink()
         return num_written
 
     def shrink(self, max_bytes: int | None = None) -> int:
         """Lets go of the least recently used until the store fits; returns the bytes freed."""
-        limit, freed = self.max_bytes if max_bytes is None else max_bytes, 0
+        limit = self.max_bytes if max_bytes is None else max_bytes
         if limit is None:
             return 0
-        excess = self.index.nbytes() - limit
-        while freed < excess and (leaves := self.index.leaves()):
-            chosen = []
-            for id, kind, size in leaves:
-                if freed < excess:
-                    chosen.append((id, kind))
-                    freed += size
-            self._forget(chosen)
-        return freed
+        with self._reporting("write"):
+            return self.index.atomically(lambda: self._evict(limit))
 
     # Upkeep.
 
     def stats(self) -> Stats:
         """Counts and sizes."""
+        with self._reporting("use"):
+            num_quarantined = len(os.listdir(self.quarantine))
         return Stats(
             str(self.folder),
             self.index.nbytes(),
             self.max_bytes,
             self.index.num_pinned(),
-            sum(1 for _ in self.quarantine.iterdir()),
+            num_quarantined,
             self.index.totals(),
         )
 
     def verify(self, progress: Progress = lambda done, total: None) -> Checked:
         """Reads every file and puts the damaged ones into quarantine."""
-        self.tidy()
-        found, keys = Checked(), sorted(self._there())
-        for i, (id, kind) in enumerate(keys):
-            path = self.blocks / f"{id}.{kind}.safetensors"
+        with self._reporting("use"):
+            keys = sorted(self._there())
+        sizes: dict[Key, int] = {}
+        damaged: dict[Key, Exception] = {}
+        for i, key in enumerate(keys):
             progress(i, len(keys))
-            found.num_entries += 1
             try:
-                data = files.read_into_buffer(path)
-                found.nbytes += len(data)
-                if decode(data)[0].file_name != path.name:
-                    raise DamagedError("it holds other tokens than its name says")
+                sizes[key] = self._checked(self._path(*key))[1]
             except FileNotFoundError:
-                found.num_entries -= 1
-            except (DamagedError, OSError):
-                found.damaged.append(path.name)
-                self._set_aside(path, (id, kind))
+                continue
+            except (DamagedError, OSError) as error:
+                damaged[key] = error
         progress(len(keys), len(keys))
-        return found
+        for key, reason in damaged.items():  # not before: a new index would do it, and not tell
+            self._set_aside(self._path(*key), key, reason)
+        self.tidy()
+        names = [self._path(*key).name for key in damaged]
+        return Checked(len(sizes) + len(damaged), sum(sizes.values()), names)
 
     def verify_session(self, name: str) -> dict[str, Any]:
         """Reads and checks what a session's KV is stored in; damaged files go into quarantine.
@@ -264,18 +252,53 @@ class PersistentKVCache:
     def clear(self) -> int:
         """Removes every block that no session pins; returns the bytes freed."""
         freed = self.shrink(0)
-        for path in self.quarantine.iterdir():
-            freed += path.stat().st_size
-            path.unlink(missing_ok=True)
+        with self._reporting("write"):
+            for path in self.quarantine.iterdir():
+                freed += path.stat().st_size
+                path.unlink(missing_ok=True)
         return freed
 
     # Inside.
 
     def _tail(self, chain: Chain, parent: str, rest: Sequence[int]) -> Entry | None:
         """The stored tail that has most of its beginning in common with `rest`."""
-        stored = [(_common(ids, rest), ids) for _, ids in self.index.tails(parent)]
-        best, ids = max(stored, default=(0, ()))
-        return chain.tail(parent, ids) if best else None
+        stored = [(_common(ids, rest), ids, id) for id, ids in self.index.tails(parent)]
+        best, ids, id = max(stored, default=(0, (), ""))
+        # By the index's name for it: where the two disagree it is damaged, and reading finds out.
+        return replace(chain.tail(parent, ids), id=id) if best else None
+
+    def _settle(self, wanted: Iterable[Entry], written: Mapping[Entry, Path]) -> list[Entry]:
+        """Moves written files to their places and notes all that is wanted; or gives what has
+        been removed by others meanwhile. Evicting is atomic too, so what was noted is there."""
+        sizes: dict[Entry, int] = {}
+        for entry in wanted:
+            place = self.path_of(entry)
+            size = files.size(written.get(entry, place)) or files.size(place)
+            if size is not None:
+                sizes[entry] = size
+        if missing := [entry for entry in wanted if entry not in sizes]:
+            return missing
+        self.index.add(sizes.items())
+        for entry, path in written.items():
+            with contextlib.suppress(FileNotFoundError):  # moved already: this is the second time
+                os.replace(path, self.path_of(entry))
+        return []
+
+    def _evict(self, limit: int) -> int:
+        gone = self.index.evict(self.index.nbytes() - limit)
+        for (id, kind), _ in gone:
+            self._path(id, kind).unlink(missing_ok=True)
+        return sum(size for _, size in gone)
+
+    def _forget_missing(self) -> list[Key]:
+        """Removes from the index what is gone or has another size; gives what it does not know."""
+        known = self.index.sizes()
+        there = {key: files.size(self._path(*key)) for key in self._there()}
+        self.index.remove(key for key, size in known.items() if there.get(key) != size)
+        return [key for key, size in there.items() if known.get(key) != size]
+
+    def _path(self, id: str, kind: str) -> Path:
+        return self.blocks / f"{id}.{kind}.safetensors"
 
     def _there(self) -> Iterable[Key]:
         for name in os.listdir(self.blocks):
@@ -286,51 +309,65 @@ class PersistentKVCache:
 
     def _scan(self) -> None:
         """Fills a new index."""
-        self._add_files(self._there())
-        self.sessions.pin_all()
+        with self._reporting("use"):
+            self._add_files(self._there())
+            self.sessions.pin_all()
 
     def _add_files(self, keys: Iterable[Key]) -> None:
         """Notes files that the index does not know, by what they say of themselves."""
         found = []
         for id, kind in keys:
-            path = self.blocks / f"{id}.{kind}.safetensors"
+            path = self._path(id, kind)
             try:
-                data = files.read_into_buffer(path)
-                entry = parse(data)[0]
-                if entry.file_name != path.name:
-                    raise ValueError("the name is not that of its tokens")
-                found.append((entry, len(data)))
+                found.append(self._checked(path))
             except FileNotFoundError:
                 continue
-            except (ValueError, KeyError, TypeError, OverflowError, OSError):
-                self._set_aside(path, (id, kind))
-        self.index.add(found)
+            except (DamagedError, OSError) as error:
+                self._set_aside(path, (id, kind), error)
+        self.index.atomically(
+            lambda: self.index.add((e, n) for e, n in found if files.size(self.path_of(e)) == n)
+        )
+
+    def _checked(self, path: Path) -> tuple[Entry, int]:
+        data = files.read_into_buffer(path)
+        entry, _ = decode(data)
+        if entry.file_name != path.name:
+            raise DamagedError("it holds other tokens than its name says")
+        return entry, len(data)
 
     @contextlib.contextmanager
     def _quarantining(self, entry: Entry):  # type: ignore[no-untyped-def]
         try:
             yield
         except (DamagedError, OSError, ValueError, KeyError) as error:
-            self._set_aside(self.path_of(entry), (entry.id, entry.kind))
+            self._set_aside(self.path_of(entry), (entry.id, entry.kind), error)
             raise DamagedError(f"{entry.file_name} cannot be used: {error}") from error
 
-    def _set_aside(self, path: Path, key: Key) -> None:
+    def _set_aside(self, path: Path, key: Key, error: Exception) -> None:
         """Takes a damaged file out of use, for whoever wants to look at it."""
-        with contextlib.suppress(OSError):
-            os.replace(path, self.quarantine / path.name)
+        if getattr(error, "errno", None) not in _NOT_THE_FILES:
+            with contextlib.suppress(OSError):
+                os.replace(path, self.quarantine / path.name)
         self.index.remove([key])
 
-    def _forget(self, keys: Sequence[Key]) -> None:
-        self.index.remove(keys)
-        for id, kind in keys:
-            with contextlib.suppress(OSError):
-                (self.blocks / f"{id}.{kind}.safetensors").unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def _reporting(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._cannot(action, error) from error
+
+    def _write_version(self) -> None:
+        """Last of all in a new store, and synced with its folders."""
+        if not (path := self.folder / "version").exists():
+            files.replace_durably(path, f"{VERSION}\n".encode(), self.temporary)
+            files.sync_folder(self.folder.parent)
 
     def _check_version(self) -> None:
-        path = self.folder / "version"
-        if not path.exists():
-            files.replace_durably(path, f"{VERSION}\n".encode(), self.temporary)
-        found = path.read_text().strip()
+        try:
+            found = (self.folder / "version").read_bytes().decode(errors="replace").strip()
+        except FileNotFoundError:
+            return
         if found != str(VERSION):
             raise StoreError(
                 f"the store {self.folder} was written by another version of EdgeCortex: expected "
@@ -349,13 +386,6 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many leading tokens two runs share."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
 
 
 def _newest(blocks: Sequence[Entry], num_blocks: int, count: int) -> Sequence[Entry]:

@@ -129,14 +129,12 @@ def decode(data: "bytes | bytearray | memoryview") -> tuple[Entry, dict[str, np.
         found = bytes(view[start : start + len(_NO_CHECKSUM)])
         if found != _checksum(view, start):
             raise DamagedError(f"the checksum is not {found.decode(errors='replace')}")
-        return parse(view)
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        return _parse(view)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise DamagedError(f"not a KV block: {error!r}") from error
 
 
-def parse(view: memoryview) -> tuple[Entry, dict[str, np.ndarray]]:
-    """As `decode`, but without the checksum; of a damaged file anything may come, or one of
-    ValueError, KeyError, TypeError and OverflowError."""
+def _parse(view: memoryview) -> tuple[Entry, dict[str, np.ndarray]]:
     header = json.loads(bytes(view[8 : _data_start(view)]))
     metadata = header.pop("__metadata__")
     arrays = {name: _array(view, spec) for name, spec in header.items()}

@@ -3,12 +3,15 @@
 import contextlib
 import fcntl
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+_TEMPORARY = re.compile(r"([0-9]+)-([0-9a-f]+)-[0-9]+")
 _buffers = threading.local()
 _numbers = iter(range(1 << 62))
+_token = os.urandom(8).hex()  # a process id alone may come again, in a container at every start
 
 
 def make_folder(path: Path) -> None:
@@ -18,7 +21,7 @@ def make_folder(path: Path) -> None:
 
 def write_temporary(folder: Path, data: "bytes | bytearray") -> Path:
     """A durable file of a name of its own, to be moved to its place. It is gone if this fails."""
-    path = folder / f"{os.getpid()}-{next(_numbers)}"
+    path = folder / f"{os.getpid()}-{_token}-{next(_numbers)}"
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         try:
@@ -36,8 +39,32 @@ def write_temporary(folder: Path, data: "bytes | bytearray") -> Path:
 
 def replace_durably(path: Path, data: bytes, temporary: Path) -> None:
     """Puts a file in place of another; a crash leaves the old one or the new one."""
-    os.replace(write_temporary(temporary, data), path)
+    written = write_temporary(temporary, data)
+    try:
+        os.replace(written, path)
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def removing(paths: Iterable[Path]) -> Iterator[None]:
+    """Removes what is still there of these files when the block ends."""
+    try:
+        yield
+    finally:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def size(path: Path) -> int | None:
+    """A file's bytes; None where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def sync(fd: int) -> None:
@@ -63,7 +90,7 @@ def read_into_buffer(path: Path) -> memoryview:
     file would take longer than reading it."""
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        if len(getattr(_buffers, "buffer", b"")) < size:
+        if not hasattr(_buffers, "buffer") or len(_buffers.buffer) < size:
             _buffers.buffer = bytearray(size)
         view, filled = memoryview(_buffers.buffer)[:size], 0
         while filled < size and (count := file.readinto(view[filled:])):
@@ -86,15 +113,16 @@ def will_need(path: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Removes temporary files of processes that are no more."""
     for path in folder.iterdir():
-        pid = path.name.partition("-")[0]
-        if pid.isdigit() and int(pid) != os.getpid() and not _is_alive(int(pid)):
+        if (found := _TEMPORARY.fullmatch(path.name)) and not _is_writing(*found.groups()):
             path.unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
+def _is_writing(pid: str, token: str) -> bool:
+    if int(pid) == os.getpid():
+        return token == _token
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

@@ -3,6 +3,9 @@
 The files are the truth; this can be lost and made anew.
 """
 
+import contextlib
+import heapq
+import os
 import sqlite3
 import threading
 import time
@@ -29,13 +32,14 @@ CREATE TABLE IF NOT EXISTS pins (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_pin ON pins (id, kind);
 """
-# What nothing else builds on, and no session holds.
+# What nothing else builds on, and no session holds. Windows share their block's id, so what has
+# it as parent builds on the block alone.
 _LEAVES = """
-SELECT id, kind, size FROM entries AS e
-WHERE NOT EXISTS (SELECT 1 FROM entries AS c WHERE c.parent = e.id)
+SELECT used, id, kind, size, parent FROM entries AS e
+WHERE (kind <> 'block' OR NOT EXISTS (SELECT 1 FROM entries AS c WHERE c.parent = e.id))
 AND NOT EXISTS (SELECT 1 FROM pins AS p WHERE p.id = e.id AND p.kind = e.kind)
-ORDER BY used, id LIMIT 64
 """
+_SCHEMA = 1  # as `user_version`, once all files are noted
 _TIMEOUT_S = 20  # to wait for another process
 
 Key = tuple[str, str]  # id, kind
@@ -62,6 +66,7 @@ class Index:
         self.path, self._fill = path, fill
         self._lock = threading.RLock()
         self._db: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
 
     def close(self) -> None:
         with self._lock:
@@ -103,8 +108,10 @@ class Index:
             found.update(self._rows(query, some))
         return found
 
-    def keys(self) -> set[Key]:
-        return set(self._rows("SELECT id, kind FROM entries"))
+    def sizes(self) -> dict[Key, int]:
+        """All entries, and the sizes of their files in bytes."""
+        found = self._rows("SELECT id, kind, size FROM entries")
+        return {(id, kind): size for id, kind, size in found}
 
     def tails(self, parent: str) -> list[tuple[str, tuple[int, ...]]]:
         """The ids and tokens of the tails of one parent."""
@@ -112,9 +119,23 @@ class Index:
         found = self._rows(query, [parent])
         return [(id, tuple(np.frombuffer(blob, "<i4").tolist())) for id, blob in found]
 
-    def leaves(self) -> list[tuple[str, str, int]]:
-        """Some entries that may go, least recently used first, as (id, kind, size)."""
-        return self._rows(_LEAVES)
+    def evict(self, nbytes: int) -> list[tuple[Key, int]]:
+        """Removes what was not used for longest, until so many bytes are free; gives what
+        went and the sizes. Nothing goes that another entry builds on, or that a session pins."""
+        return self.atomically(lambda: self._evict(nbytes))
+
+    def _evict(self, nbytes: int) -> list[tuple[Key, int]]:
+        gone: list[tuple[Key, int]] = []
+        leaves = self._rows(_LEAVES)
+        heapq.heapify(leaves)
+        while nbytes > 0 and leaves:
+            _, id, kind, size, parent = heapq.heappop(leaves)
+            self.remove([(id, kind)])
+            gone.append(((id, kind), size))
+            nbytes -= size
+            for bared in self._rows(f"{_LEAVES} AND id = ? AND kind = 'block'", [parent]):
+                heapq.heappush(leaves, bared)
+        return gone
 
     def nbytes(self) -> int:
         return int(self._rows("SELECT COALESCE(SUM(size), 0) FROM entries")[0][0])
@@ -151,55 +172,121 @@ class Index:
     def num_pinned(self) -> int:
         return int(self._rows("SELECT COUNT(DISTINCT id || kind) FROM pins")[0][0])
 
-    def clear(self) -> None:
-        self._run(lambda db: db.executescript("DELETE FROM entries; DELETE FROM pins;"))
+    def atomically(self, job: Callable[[], T]) -> T:
+        """Does a job in which no other process changes the index. All of what it changes there
+        is kept, or nothing; it is done twice if the index turns out to be damaged."""
+        return self._run(lambda db: job())
 
     # SQLite.
 
     def _rows(self, query: str, values: Sequence[object] = ()) -> list[tuple]:
-        return self._run(lambda db: db.execute(query, values).fetchall())
+        return self._run(lambda db: db.execute(query, values).fetchall(), "BEGIN")
 
-    def _run(self, action: Callable[[sqlite3.Connection], T]) -> T:
+    def _run(self, action: Callable[[sqlite3.Connection], T], begin: str = "BEGIN IMMEDIATE") -> T:
         """Does it in a transaction; once more on a new index if this one is damaged."""
         with self._lock:
+            if self._db is not None and self._db.in_transaction:
+                return action(self._db)
             try:
-                return self._once(action)
-            except sqlite3.OperationalError as error:
-                raise self._unusable(error) from error
-            except sqlite3.DatabaseError:
-                self._discard()
-                try:
-                    return self._once(action)
-                except sqlite3.Error as error:
+                return self._once(action, begin)
+            except sqlite3.Error as error:
+                if type(error) is not sqlite3.DatabaseError:  # subclasses tell of other things
                     raise self._unusable(error) from error
+            try:
+                self._discard()
+                return self._once(action, begin)
+            except sqlite3.Error as error:
+                raise self._unusable(error) from error
 
-    def _once(self, action: Callable[[sqlite3.Connection], T]) -> T:
-        db = self._db or self._open()
-        with db:
-            return action(db)
+    def _once(self, action: Callable[[sqlite3.Connection], T], begin: str) -> T:
+        db = self._current()
+        db.execute(begin)
+        try:
+            result = action(db)
+            db.execute("COMMIT")
+            return result
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # SQLite may have done it already
+                db.execute("ROLLBACK")
+            raise
+
+    def _current(self) -> sqlite3.Connection:
+        """The connection, to the file that is there now: another process may have made it anew."""
+        if self._db is not None and self._file != _identity(self.path):
+            self.close()
+        return self._db or self._open()
 
     def _open(self) -> sqlite3.Connection:
-        is_new = not self.path.exists()
-        self._db = sqlite3.connect(self.path, timeout=_TIMEOUT_S, check_same_thread=False)
-        if is_new:
-            self.path.chmod(0o600)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.executescript(_TABLES)
-        if is_new:
-            self._fill()
+        self._make_file()
+        self._file = _identity(self.path)
+        self._db = sqlite3.connect(
+            self.path, timeout=_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._prepare(self._db)
+        except BaseException:
+            if self._db is not None:
+                self._db.close()
+            self._db = None
+            raise
         return self._db
 
+    def _make_file(self) -> None:
+        """First of all, as one that SQLite makes may be read by others. A file that is there is
+        not opened: to close it would drop the locks that this process may have on it."""
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            return
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        _use_wal(db)
+        db.execute("PRAGMA synchronous = NORMAL")
+        (found,) = db.execute("PRAGMA user_version").fetchone()
+        if found not in (0, _SCHEMA):
+            raise sqlite3.DatabaseError(f"expected schema {_SCHEMA}, got {found}")
+        if found != _SCHEMA:
+            db.executescript(_TABLES)
+            self._fill()
+            db.execute(f"PRAGMA user_version = {_SCHEMA}")
+
     def _discard(self) -> None:
+        """Removes the damaged files, unless another process did so first."""
+        is_ours = self._file == _identity(self.path)
         self.close()
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        if is_ours:
+            for suffix in ("", "-wal", "-shm"):
+                with contextlib.suppress(OSError):  # then what is there is found damaged again
+                    Path(f"{self.path}{suffix}").unlink(missing_ok=True)
 
     def _unusable(self, error: Exception) -> StoreError:
         return StoreError(
             f"the index {self.path} cannot be used: {error}; check the disk and its permissions, "
             "or go on with --no-cache"
         )
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    """Where several processes do this to a new file at once, SQLite does not wait by itself."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _blob(entry: Entry) -> bytes:

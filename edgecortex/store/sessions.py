@@ -237,6 +237,12 @@ class Sessions:
                     raise StoreError(f"session {name!r} is in use by another process; end it first")
             yield
 
+    def unpin_lost(self) -> None:
+        """Lets go of what was pinned for sessions that are not there, nor about to be."""
+        for name in self.index.pinned() - set(self.names()):
+            with contextlib.suppress(StoreError), self.locked(name):
+                self.index.pin(name, [], only=True)
+
     def pin_all(self) -> None:
         """Tells a new index what sessions hold."""
         for name in self.names():

@@ -182,6 +182,17 @@ def test_a_lost_index_is_made_anew_with_its_pins(store: PersistentKVCache) -> No
     again.close()
 
 
+def test_pins_without_a_session_go(store: PersistentKVCache) -> None:
+    made = kept(store, session())
+    (store.sessions.folder / "bob.json").unlink()
+    with store.sessions.locked("bob"):
+        store.tidy()
+        assert store.shrink(0) == 0  # it may be about to be written
+    store.tidy()
+    assert store.shrink(0) > 0
+    assert not any(store.path_of(entry).exists() for entry in made.entries())
+
+
 def hold(folder: Path, ready: Any, end: Any) -> None:
     store = PersistentKVCache(folder)
     with store.sessions.locked("bob"):
