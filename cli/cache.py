@@ -64,6 +64,7 @@ def prune(
     max_bytes = options.num_bytes_of(to, "--to")
     with kept.store() as store:
         store.tidy()
+        store.sessions.unpin_lost()
         print(f"{store.shrink(max_bytes) / 1e6:.1f} MB removed")
 
 
@@ -76,6 +77,7 @@ def clear(
         typer.confirm("Remove all KV that no session needs?", abort=True, err=True)
     with kept.store() as store:
         store.tidy()
+        store.sessions.unpin_lost()
         print(f"{store.clear() / 1e6:.1f} MB removed")
 
 

@@ -102,7 +102,6 @@ class PersistentKVCache:
         with self._reporting("use"):
             files.remove_leftovers(self.temporary)
             self._add_files(self.index.atomically(self._forget_missing))
-        self.sessions.unpin_lost()
 
     # Finding and reading.
 
