@@ -16,7 +16,7 @@ import pytest
 
 from edgecortex.store.cache import PersistentKVCache
 from tests.store.blocks import check_agreement, check_reads, keys, opened, pins, stored
-from tests.store.writer import MAX_BYTES, NUM_CHAINS, SCALE, chain_of
+from tests.store.writer import MAX_BYTES, NUM_CHAINS, SCALE, chain_of, session_of
 
 ROOT = Path(__file__).parents[2]
 NUM_STORES, NUM_KILLS = 20, 11  # 220 in all
@@ -84,22 +84,20 @@ def kill_one(
     return before + after
 
 
-def check_pinned(store: PersistentKVCache, seed: int, number: int) -> int:
-    """The chain that was said to be durable last is there, or the next one in its place; gives
-    the number of the one that is."""
-    pinned = pins(store, "s")
-    last, following = (chain_of(seed, n % NUM_CHAINS) for n in (number, number + 1))
-    if pinned >= set(keys(last)):
-        assert pinned <= {*keys(last), *keys(following)}
-        check_reads(store, last, SCALE)
-        return number
-    assert pinned == set(keys(following))
-    check_reads(store, following, SCALE)
-    return number + 1
+def check_session(store: PersistentKVCache, seed: int, number: int) -> int:
+    """The session that was said to be durable last is there and complete, or the next one in its
+    place; gives the number of the one that is."""
+    found = store.sessions.load("s")
+    last, following = (session_of(seed, n % NUM_CHAINS) for n in (number, number + 1))
+    assert found in (last, following)
+    assert pins(store, "s") >= set(keys(found.entries()))
+    check_reads(store, found.entries(), SCALE)
+    assert store.verify_session("s")["num_stored"] == len(found.token_ids)
+    return number + (found != last)
 
 
 def check_after_kill(folder: Path, seed: int, number: int | None) -> tuple[int | None, int]:
-    """Checks all that must hold of the store; gives the number of the chain that is pinned, and
+    """Checks all that must hold of the store; gives the number of the session that is there, and
     how many files were left half-written."""
     with opened(folder, MAX_BYTES) as store:
         num_left = len(os.listdir(store.temporary))
@@ -108,7 +106,7 @@ def check_after_kill(folder: Path, seed: int, number: int | None) -> tuple[int |
         assert os.listdir(store.quarantine) == []
         check_agreement(store)
         if number is not None:
-            number = check_pinned(store, seed, number)
+            number = check_session(store, seed, number)
     return number, num_left
 
 

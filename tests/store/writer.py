@@ -12,29 +12,53 @@ import sys
 from pathlib import Path
 
 from edgecortex.store.entry import Entry
-from tests.store.blocks import check_reads, entries_of, keys, opened, stored, tokens
+from edgecortex.store.sessions import Session
+from tests.store.blocks import CHAIN, check_reads, keys, opened, stored, tokens
 
 NUM_CHAINS = 40
 SCALE = 40
 MAX_BYTES = 120_000  # some sixteen entries of this scale
 
 
-def chain_of(seed: int, number: int) -> list[Entry]:
-    """A context that shares its beginning with some others of this seed."""
+def session_of(seed: int, number: int, name: str = "s") -> Session:
+    """A session whose context shares its beginning with some others of this seed."""
     rng = random.Random(seed * 1000 + number)
     ids = tokens(seed, rng.randint(0, 40)) + tokens(number, rng.randint(1, 40))
-    return entries_of(ids, num_windows=rng.randint(0, 2))
+    return Session(
+        name=name,
+        model="m",
+        fingerprint="f",
+        kv_format="kv4",
+        root=CHAIN.root,
+        num_sinks=CHAIN.num_sinks,
+        block=CHAIN.block,
+        num_windows=rng.randint(0, 2),
+        num_kv_tokens=len(ids),
+        system=None,
+        messages=[{"role": "user", "content": str(number)}],
+        token_ids=ids,
+        rendered=str(number),
+        created=0.0,
+        updated=0.0,
+    )
+
+
+def chain_of(seed: int, number: int) -> list[Entry]:
+    """What such a session is stored in."""
+    return session_of(seed, number).entries()
 
 
 def work(folder: str, session: str, seed: int, first: int, rounds: int) -> None:
-    """Stores chains and pins the newest, which is then there whatever others do."""
+    """Keeps one session after the other under one name; the newest is then there whatever
+    others do."""
     with opened(Path(folder), MAX_BYTES) as store:
         store.tidy()
         for number in range(first, first + rounds):
-            entries = chain_of(seed, number % NUM_CHAINS)
+            kept = session_of(seed, number % NUM_CHAINS, session)
+            entries = kept.entries()
             store.index.pin(session, keys(entries))
             store.put(stored(entries, SCALE))
-            store.index.pin(session, keys(entries), only=True)
+            store.sessions.write(kept)
             say("durable", number)
             if number % 3 == 0:
                 store.shrink(0)
