@@ -135,20 +135,21 @@ def decode(data: "bytes | bytearray | memoryview") -> tuple[Entry, dict[str, np.
 
 
 def _parse(view: memoryview) -> tuple[Entry, dict[str, np.ndarray]]:
-    header = json.loads(bytes(view[8 : _data_start(view)]))
+    at = _data_start(view)
+    header = json.loads(bytes(view[8:at]))
     metadata = header.pop("__metadata__")
-    arrays = {name: _array(view, spec) for name, spec in header.items()}
-    ids = tuple(int(i) for i in arrays.pop("token_ids"))
+    arrays = {name: _array(view[at:], spec) for name, spec in header.items()}
+    ids = tuple(arrays.pop("token_ids").tolist())
     id, kind, parent, root = (metadata[key] for key in ("id", "kind", "parent", "root"))
     return Entry(id, kind, parent, root, ids), arrays
 
 
-def _array(view: memoryview, spec: Mapping[str, Any]) -> np.ndarray:
-    start, stop = (_data_start(view) + offset for offset in spec["data_offsets"])
+def _array(data: memoryview, spec: Mapping[str, Any]) -> np.ndarray:
+    start, stop = spec["data_offsets"]
     dtype = np.dtype(_DTYPES[spec["dtype"]])
     if math.prod(spec["shape"]) * dtype.itemsize != stop - start:
         raise ValueError(f"{stop - start} bytes for shape {spec['shape']}")
-    return np.frombuffer(view[start:stop], dtype).reshape(spec["shape"])
+    return np.frombuffer(data[start:stop], dtype).reshape(spec["shape"])
 
 
 def _data_start(data: "bytearray | memoryview") -> int:
