@@ -1,0 +1,132 @@
+"""Workflows: their files, and agents that go on from earlier phases."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecortex import Engine, EngineConfig, phases, workflow
+from edgecortex.errors import ConfigError
+from edgecortex.workflow import fill, load
+
+TOML = """
+[agents.ann]
+system = "You are Ann, a careful planner of journeys who writes down every step she takes."
+
+[agents.critic]
+from = "ann"
+
+[[phases]]
+name = "plan"
+
+[[phases.turns]]
+agent = "ann"
+ask = "Plan a picnic for eight people, four of whom do not eat meat, near some water."
+reply = "On Saturday we meet at ten by the lake, and everybody brings one cold dish to share."
+
+[[phases]]
+name = "review"
+together = true
+
+[[phases.turns]]
+agent = "critic"
+ask = "Somebody planned: {ann} What is missing?"
+max_tokens = 6
+
+[[phases.turns]]
+agent = "ann"
+ask = "And if it rains?"
+reply = "Then we meet in the barn."
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "flow.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def changed(old: str, new: str) -> str:
+    assert old in TOML
+    return TOML.replace(old, new, 1)
+
+
+def test_what_comes_along_can_be_loaded() -> None:
+    flows = {name: load(name) for name in workflow.built_in()}
+    assert set(flows) == {"experts", "prisoners-dilemma"}
+    dilemma = flows["prisoners-dilemma"]
+    turns = [turn for phase in dilemma.phases for turn in phase.turns]
+    assert (len(dilemma.agents), len(dilemma.phases), len(turns)) == (4, 5, 25)
+    assert all(turn.reply for turn in turns)
+    experts = flows["experts"]
+    assert len(experts.agents) == 10
+    asked = [turn.agent for turn in experts.phases[1].turns]
+    assert sorted(asked) == sorted(experts.agents)  # every question found its expert
+
+
+def test_answers_take_their_places() -> None:
+    assert fill("{a} and {b}, {c}", {"a": "x", "b": "{a}"}) == "x and {a}, {c}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "at least one"),
+        ("[[", "is no workflow"),
+        ("x = 1", "unknown key 'x'"),
+        (changed('agent = "ann"', 'agent = "bob"'), "phase 1, turn 1: no agent 'bob'"),
+        (changed("{ann}", "{bob}"), "phase 2, turn 1: no agent 'bob'"),
+        (changed('from = "ann"', 'from = "bob"'), "'critic' is from 'bob'"),
+        (changed('from = "ann"', 'from = "critic"'), "from each other"),
+        (changed('from = "ann"', 'from = "ann"\nsystem = "x"'), "has `from`"),
+        (changed('from = "ann"', 'document = "none.txt"'), "cannot read its document"),
+        (changed('from = "ann"', 'document = "python:none"'), "no topic"),
+        (changed('agent = "critic"', 'agent = "ann"'), "an agent of their own"),
+        (changed("max_tokens = 6", "max_tokens = 0"), "at least 1"),
+        (changed("max_tokens = 6", 'max_tokens = "6"'), "max_tokens must be int"),
+        (changed('agent = "ann"\n', ""), "no agent's `topics`"),
+        (changed('ask = "And if it rains?"', 'ask = " "'), "expected a question"),
+        (TOML + '\n[[phases]]\nname = "empty"\n', r"at least one of \[\[phases.turns\]\]"),
+    ],
+)
+def test_a_wrong_file_says_where(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(written(tmp_path, text))
+
+
+def test_a_missing_file_names_what_there_is() -> None:
+    with pytest.raises(ConfigError, match="prisoners-dilemma"):
+        load("nothing.toml")
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: Path) -> Any:
+    with Engine.load(str(smollm2), config=EngineConfig(use_store=False)) as engine:
+        yield engine
+
+
+def test_kept_agents_read_less_and_say_the_same(engine: Engine, tmp_path: Path) -> None:
+    flow = load(written(tmp_path, TOML))
+    steps: list[tuple[int, int]] = []
+    kept = phases.run(engine, flow, progress=lambda *step: steps.append(step))
+    cold = phases.run(engine, flow, kept=False)
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert [(a.agent, a.ask, a.num_prompt_tokens) for a in kept] == [
+        (a.agent, a.ask, a.num_prompt_tokens) for a in cold
+    ]
+    assert "everybody brings one cold dish" in kept[1].ask
+    plan, review = phases.compare(kept, cold)
+    assert plan.num_read_tokens == plan.num_cold_tokens
+    assert review.num_read_tokens < review.num_cold_tokens - 30
+    assert review.num_reused_tokens + review.num_read_tokens == review.num_prompt_tokens
+    assert plan.same_text
+    assert kept[2].text == "Then we meet in the barn."
+    engine.call(engine.core.pool.check)
+    assert engine.call(lambda: engine.core.pool.used_bytes) == 0
+
+
+def test_a_document_is_read_before_the_first_question(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("The lake is deep. " * 20)
+    flow = load(written(tmp_path, changed('from = "ann"', 'document = "notes.txt"')))
+    answers = phases.run(engine, flow)
+    assert answers[1].num_prompt_tokens > 100
