@@ -99,14 +99,15 @@ class AgentContexts:
         context = self._contexts.get(agent)
         return context is not None and common_prefix_len(context.token_ids, ids) == len(ids)
 
-    def num_known(self, agent: "Agent", ids: Sequence[int]) -> int:
-        """How many leading tokens need not be read anew: of the agent's own, or in whole blocks
-        of others, or stored."""
+    def num_resident(self, agent: "Agent", ids: Sequence[int]) -> int:
+        """How many leading tokens are in memory: of the agent's own, or in blocks of others."""
         own = self._contexts.get(agent)
         known = [self.shared_len(c.token_ids, ids) for c in self._resident()]
-        known.append(common_prefix_len(own.token_ids, ids) if own else 0)
-        known.append(self._match(ids).num_tokens)
-        return max(known)
+        return max([common_prefix_len(own.token_ids, ids) if own else 0, *known])
+
+    def num_on_disk(self, ids: Sequence[int]) -> int:
+        """How many leading tokens are stored."""
+        return self._match(ids).num_tokens
 
     def shared_len(self, a: Sequence[int], b: Sequence[int]) -> int:
         """How many leading tokens two runs share, in the sinks and whole blocks."""

@@ -184,17 +184,17 @@ class EngineCore:
     def _holds(self, request: Request) -> bool:
         """Whether to wait: another prompt that is being read begins as this one does, so that
         soon its blocks can be shared."""
-        ids, shared_len = request.prompt_ids[:-1], self.contexts.shared_len
+        if self.pool.slides:
+            return False  # what lies before a window could not be shared
+        ids = request.prompt_ids[:-1]
         readers = [r for r in self.scheduler.running if r.context and r.pending() > 1]
-        ahead = max(
-            (
-                shared
-                for r in readers
-                if r.context and (shared := shared_len(r.prompt_ids, ids)) > r.context.num_own
-            ),
-            default=0,
-        )
-        return ahead > 0 and ahead > self.contexts.num_known(request.agent, ids)
+        shared = ((r, self.contexts.shared_len(r.prompt_ids, ids)) for r in readers)
+        ahead = max((n for r, n in shared if r.context and n > r.context.num_own), default=0)
+        if not ahead or ahead <= self.contexts.num_resident(request.agent, ids):
+            return False
+        if request.num_stored is None:
+            request.num_stored = self.contexts.num_on_disk(ids)
+        return ahead > request.num_stored
 
     def _refuse_stuck(self) -> None:
         """Nobody runs, and the first in line finds no room: it never will."""

@@ -32,6 +32,7 @@ class Request:
     num_emitted: int = 0
     seed: int = field(default_factory=lambda: secrets.randbits(32))
     context: Context | None = None
+    num_stored: int | None = None  # leading tokens of the prompt on disk, once that was asked
 
     def __post_init__(self) -> None:
         if self.sampling.seed is not None:

@@ -3,6 +3,7 @@
 import gc
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +16,9 @@ from edgecortex.generation import Generation
 from edgecortex.scheduler import Request
 from tests import tiny
 
-NUM_OPERATIONS = 2500
+NUM_OPERATIONS, NUM_STORED_OPERATIONS = 2500, 1000
+STORE_BYTES = 4_000_000
+PREFIX = [5 + i % 80 for i in range(140)]  # what some prompts begin with
 
 
 class Words:
@@ -37,10 +40,19 @@ class Words:
 class Soak:
     """A core under random operations."""
 
-    def __init__(self, kind: str, seed: int, budget: int) -> None:
+    def __init__(self, kind: str, seed: int, budget: int, store: Path | None = None) -> None:
         model = tiny.make(kind)
+        if store:
+            model.path = tiny.save_weights(model, store)
         model.tokenizer = Words()  # type: ignore[assignment]
-        config = EngineConfig(kv_budget_bytes=budget, prefill_chunk=100, context_length=600)
+        config = EngineConfig(
+            kv_budget_bytes=budget,
+            prefill_chunk=100,
+            context_length=600,
+            use_store=store is not None,
+            store_path=store,
+            store_max_bytes=STORE_BYTES,
+        )
         self.core = EngineCore(model, config)
         self.random = random.Random(seed)
         self.said: dict[Any, list[int]] = {}  # every agent's ids so far
@@ -61,7 +73,7 @@ class Soak:
     def ask(self) -> None:
         idle = [agent for agent in self.said if agent not in self.open]
         agent = self.random.choice(idle) if idle and self.random.random() < 0.5 else object()
-        start = self.said.get(agent, [])
+        start = self.said.get(agent) or self.random.choice([[], [], PREFIX])
         length = self.random.choice([1, 4, 5, 67, 68, 69, 130, 250])
         ids = (start + [self.random.randrange(4, tiny.VOCAB) for _ in range(length)])[:500]
         sampling = SamplingParams(
@@ -115,19 +127,42 @@ class Soak:
             del self.said[agent]
 
 
-@pytest.mark.parametrize(("kind", "budget"), [("llama", 3_000_000), ("gemma3_text", 6_000_000)])
+BUDGETS = [("llama", 3_000_000), ("gemma3_text", 6_000_000)]
+
+
+@pytest.mark.parametrize(("kind", "budget"), BUDGETS)
 def test_soak(kind, budget):
-    soak = Soak(kind, 11, budget)
+    soak_and_check(Soak(kind, 11, budget), NUM_OPERATIONS)
+
+
+@pytest.mark.parametrize(("kind", "budget"), BUDGETS)
+def test_soak_with_a_store(kind, budget, tmp_path):
+    soak = Soak(kind, 12, budget, tmp_path)
+    soak_and_check(soak, NUM_STORED_OPERATIONS)
+    from_disk = [generation.stats.num_disk_tokens for generation in soak.ended]
+    assert sum(n > 0 for n in from_disk) > 10
+    archive = soak.core.contexts.archive
+    assert archive
+    archive.wait()
+    assert archive.problem is None
+    assert archive.store.verify().damaged == []
+    assert archive.store.stats().nbytes <= STORE_BYTES
+    soak.core.close()
+
+
+def soak_and_check(soak, num_operations):
     gc.collect()
     start = mx.get_active_memory()
-    for _ in range(NUM_OPERATIONS):
+    for _ in range(num_operations):
         soak.operate()
     for agent in list(soak.said):
         soak.core.release(agent)
     soak.core.pool.check()
     reasons = Counter(generation.stats.finish_reason for generation in soak.ended)
     assert {"stop", "length", "cancelled"} <= set(reasons)
-    assert reasons["length"] > 100
+    assert reasons["length"] > num_operations / 25
+    if archive := soak.core.contexts.archive:
+        archive.wait()  # what is yet to be written is held till then
     assert soak.core.pool.used_bytes == 0
     gc.collect()
     mx.clear_cache()

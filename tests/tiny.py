@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from edgecortex.models.adapter import LoadedModel, wrap
 
@@ -69,3 +70,12 @@ def make(kind: str, seed: int = 0) -> LoadedModel:
     model.eval()
     mx.eval(model.parameters())
     return wrap(model, None, config, Path(kind))
+
+
+def save_weights(model: LoadedModel, folder: Path) -> Path:
+    """A folder with a model's weights, by which a store can tell it from others."""
+    path = folder / "model"
+    path.mkdir()
+    weights = {name: x for name, x in tree_flatten(model.model.parameters())}
+    mx.save_safetensors(str(path / "model.safetensors"), weights)
+    return path
