@@ -8,15 +8,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from edgecortex.bench.asking import ask
 from edgecortex.bench.decode import NUM_STEPS, SCENARIOS, worker
 from edgecortex.bench.text import prompts
-from edgecortex.config import EngineConfig, SamplingParams
+from edgecortex.config import EngineConfig
 from edgecortex.core import EngineCore
-from edgecortex.generation import Generation
 from edgecortex.kv.context import Context
 from edgecortex.kv.segment import KVSegment
 from edgecortex.models.adapter import load_model
-from edgecortex.scheduler import Request
 
 PERCENTILES = {"median": 50, "p95": 95}
 
@@ -48,19 +47,10 @@ def _scenario(core: EngineCore, name: str, lengths: list[int]) -> dict[str, Any]
 
 def _start(core: EngineCore, lengths: list[int]) -> list[Any]:
     """Agents that have all said their first word."""
-    requests = [_ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, lengths)]
+    requests = [ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, lengths)]
     while not all(request.generation.token_ids for request in requests):
         core.step()
     return [request.agent for request in requests]
-
-
-def _ask(core: EngineCore, ids: list[int], max_tokens: int) -> Request:
-    agent: Any = object()
-    sampling = SamplingParams(max_tokens=max_tokens)
-    detokenizer = core.model.tokenizer.detokenizer()
-    request = Request(agent, ids, sampling, Generation(), lambda *_: None, detokenizer)
-    core.add(request)
-    return request
 
 
 def _end(core: EngineCore, agents: list[Any]) -> None:
@@ -130,7 +120,7 @@ def _gap(core: EngineCore) -> dict[str, Any]:
     """
     agents = _start(core, [64] * 8)
     without = [_seconds(core.step) for _ in range(NUM_STEPS)]
-    late = _ask(core, prompts(core.model.tokenizer, [4096])[0], 1)
+    late = ask(core, prompts(core.model.tokenizer, [4096])[0], 1)
     beside = []
     while not late.generation.token_ids:
         beside.append(_seconds(core.step))

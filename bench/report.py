@@ -13,6 +13,7 @@ from rich.table import Table
 from edgecortex import doctor
 from edgecortex.models.machine import this_machine
 
+WIDTH = 200  # columns of what is not printed on a terminal
 Row = dict[str, Any]
 Report = dict[str, Any]
 
@@ -43,21 +44,37 @@ def machine() -> dict[str, Any]:
 
 
 def show(report: Report, as_json: bool) -> None:
-    """Prints a report on stdout."""
+    """Prints a report on stdout: a table for each kind of rows."""
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
         return
-    console = Console(highlight=False)
-    for part in ("machine", "settings"):
-        console.print(", ".join(f"{name} {value}" for name, value in report[part].items()))
-    columns = list(dict.fromkeys(key for row in report["rows"] for key in row))
-    table = Table(*columns)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    for name, value in (*report["machine"].items(), *report["settings"].items()):
+        for line in _lines(name, value):
+            console.print(line)
+    tables: dict[tuple[str, ...], list[Row]] = {}
     for row in report["rows"]:
-        table.add_row(*(_cell(row.get(column, "")) for column in columns))
-    console.print(table)
+        tables.setdefault(tuple(row), []).append(row)
+    for columns, rows in tables.items():
+        table = Table(*columns, show_edge=False)
+        for row in rows:
+            table.add_row(*map(_cell, row.values()))
+        console.print("", table)
+    console.print("")
     for name, value in report["figures"].items():
-        console.print(f"{name}  [bold]{_cell(value)}[/bold]")
+        console.print(f"{name}  {_cell(value)}", style="bold")
+
+
+def _lines(name: str, value: object) -> list[str]:
+    """A setting; one that has parts has a line for each."""
+    if isinstance(value, dict):
+        return [f"{name}.{part}  {_cell(of_it)}" for part, of_it in value.items()]
+    return [f"{name}  {_cell(value)}"]
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return ""
     return f"{value:,.4g}" if isinstance(value, float) else str(value)

@@ -1,11 +1,12 @@
 """The bench group, with the runs themselves scripted: they take minutes."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgecortex.bench import blas
+from edgecortex.bench import blas, memory, plot, ttft
 from edgecortex.errors import EdgeCortexError
 from tests.cli.conftest import Cli
 
@@ -54,3 +55,50 @@ def test_a_prompt_of_another_length_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(blas, "_run", lambda *_: {"num_prompt_tokens": 30})
     with pytest.raises(EdgeCortexError, match="512 tokens, got 30"):
         blas.measure("some")
+
+
+def test_ttft(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(ttft, "measure", lambda *args: asked.append(args[:3]) or {"rows": []})
+    result = cli("bench", "ttft", "--contexts", "2048,512", "--repeat", "2", "--json")
+    assert (result.code, json.loads(result.out)) == (0, {"rows": []})
+    assert asked == [("smollm2-135m", [512, 2048], 2)]
+
+
+@pytest.mark.parametrize("contexts", ["", "0", "512,", "many", "512;1024"])
+def test_sizes_that_are_none(cli: Cli, contexts: str) -> None:
+    result = cli("bench", "ttft", "--contexts", contexts)
+    assert (result.code, "--contexts must be numbers" in result.err) == (2, True)
+
+
+def test_what_cannot_be_drawn_is_refused_before_measuring(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "must end in .svg or .png" in cli("bench", "ttft", "--plot", "times.pdf").err
+    assert "no folder" in cli("bench", "ttft", "--plot", str(tmp_path / "no" / "a.png")).err
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    missing = cli("bench", "ttft", "--plot", str(tmp_path / "a.svg"))
+    assert (missing.code, 'pip install "edgecortex[bench]"' in missing.err) == (1, True)
+
+
+@pytest.mark.parametrize(("options", "num_lengths"), [((), 4), (("--quick",), 1)])
+def test_memory(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], num_lengths: int
+) -> None:
+    """With the processes that measure scripted."""
+    monkeypatch.setattr(memory.side, "run", _memory_job)
+    result = cli("bench", "memory", *options)
+    assert "memory.gemma3_12b_agents_8k  30" in result.out
+    assert "memory.shared_prefix_disk_pct  51" in result.out
+    assert "memory.disk_bits_per_value  4.6" in result.out
+    assert result.out.count("mlx-lm fp16") == num_lengths
+    assert "storing 50 agents of 4,096 tokens" in result.err
+
+
+def _memory_job(module: str, job: str, **arguments: Any) -> Any:
+    if job == "fill":
+        return {"agents": 30, "agent_bytes": 1, "used_bytes": 30}
+    return [
+        {"what": "blocks on disk", "bits_per_value": 4.6},
+        {"what": "one prefix on disk", "pct_of_separate": 51},
+    ]

@@ -1,0 +1,49 @@
+"""Parts of a benchmark that run in processes of their own: a job as JSON in, its result out."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgecortex.errors import EdgeCortexError
+from edgecortex.paths import home
+
+Job = Callable[..., Any]
+
+
+def run(module: str, job: str, **arguments: Any) -> Any:
+    """Does a job of `edgecortex.bench.<module>` in a new process.
+
+    Raises:
+        EdgeCortexError: it failed.
+    """
+    command = [sys.executable, "-m", f"edgecortex.bench.{module}"]
+    text = json.dumps([job, arguments])
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip()[-2000:] or f"exit status {done.returncode}"
+        raise EdgeCortexError(f"the job {job!r} of {module} failed: {reason}")
+    return json.loads(done.stdout)
+
+
+def serve(jobs: Mapping[str, Job]) -> None:
+    """The main function of such a process."""
+    job, arguments = json.load(sys.stdin)
+    try:
+        print(json.dumps(jobs[job](**arguments)))
+    except EdgeCortexError as error:
+        sys.exit(str(error))
+
+
+def work_folder() -> "tempfile.TemporaryDirectory[str]":
+    """A folder for one run, on the disk that stores are usually on: elsewhere may be memory."""
+    home().mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="bench-", dir=home())
+
+
+def size_of(folder: Path, pattern: str = "*") -> int:
+    """Bytes of the files below a folder whose names match."""
+    return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file())

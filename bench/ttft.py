@@ -1,0 +1,266 @@
+"""Time to the first token of a context that is read anew, on disk, or in memory.
+
+Every job is a process of its own: ours and mlx-lm's in turns, size by size, round by round.
+"""
+
+import importlib.util
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecortex.bench import side
+from edgecortex.bench.phases import STAGES
+from edgecortex.bench.report import Report, Row, make_report, median
+from edgecortex.errors import EdgeCortexError
+from edgecortex.models import resolve
+
+NEW_TOKENS = (1, 16)  # the figures are about the first
+MLX_LM_MOST = 4096  # tokens; it would take minutes beyond
+SAVED_MOST = 4096  # tokens of the context that is stored while agents decode
+LIMIT_FROM = 512  # tokens; `ttft.warm_over_limit` counts sizes from here on
+# Reading a token with the rest of a prompt and reading it alone differ in rounding only: 1e-5 nats
+# and less were measured, some 1e-4 where rounding moves a code of a block sealed in between. One
+# block of 64 tokens that is wrong costs more than 1e-2.
+MAX_KL = 2e-3
+NEAR_TIE = 0.02  # nats between two tokens, either of which rounding may put first
+DEFINITIONS = {
+    "cold": "a new process, the model loaded, nothing stored: all tokens are read",
+    "warm": "a new process, the model loaded, the KV of all context tokens on disk and in the "
+    "page cache",
+    "dropped": "as warm, but the page cache of the store's files was dropped",
+    "hot": "the process has the context in memory",
+    "new_tokens": "tokens after the context, read in each state",
+    "ttft_s": "from the request's submission to its first token",
+    "limit_s": "plain reads of the same files, in the same state of the page cache and a new "
+    "process, and one decode step at that length",
+    "match_s … other_s": "one after the other; read_s, verify_s and copy_s are sums over the "
+    "reading threads, within files_s",
+}
+Times = dict[tuple[str, int, int], list[Row]]  # by state, context tokens, new tokens
+Progress = Callable[[str], None]
+
+
+def measure(model: str, contexts: Sequence[int], repeat: int, progress: Progress) -> Report:
+    """Measures all states at these context lengths, in tokens; times are medians.
+
+    Raises:
+        EdgeCortexError: a part failed, or a restored context says something else.
+    """
+    path, gguf = str(resolve(model)), _gguf(model)
+    times: Times = defaultdict(list)
+    with side.work_folder() as folder:
+        rounds = _Rounds(path, gguf, Path(folder), times, progress)
+        rounds.save(contexts)
+        for number in range(1, repeat + 1):
+            for tokens in contexts:
+                rounds.measure(tokens, f"round {number} of {repeat}")
+        saving = rounds.saving(max((n for n in contexts if n <= SAVED_MOST), default=contexts[0]))
+    settings = {
+        "model": model,
+        "contexts": list(contexts),
+        "repeat": repeat,
+        "dropped": _dropping(),
+        "max_kl": MAX_KL,
+        "near_tie_nats": NEAR_TIE,
+        "definitions": DEFINITIONS,
+    }
+    rows = [*_rows(times), {"what": "saving", **saving}]
+    return make_report("ttft", settings, _figures(rows), rows)
+
+
+def _gguf(model: str) -> str | None:
+    """The file for llama.cpp, where the model is one and llama.cpp is installed."""
+    path = Path(model).expanduser()
+    given = path.suffix == ".gguf" and importlib.util.find_spec("llama_cpp")
+    return str(path) if given else None
+
+
+def _dropping() -> str:
+    return "measured" if hasattr(os, "posix_fadvise") else "left out: no posix_fadvise here"
+
+
+class _Rounds:
+    """Runs the jobs of one size after the other and collects what they give."""
+
+    def __init__(
+        self, path: str, gguf: str | None, folder: Path, times: Times, progress: Progress
+    ) -> None:
+        self._path, self._gguf, self._folder = path, gguf, folder
+        self._times, self._progress = times, progress
+        self._num_empty = 0
+
+    def save(self, contexts: Sequence[int]) -> None:
+        """Stores a context of each size."""
+        self._progress(f"reading and storing {max(contexts):,} tokens")
+        self._ours("save", store=str(self._folder), contexts=list(contexts))
+
+    def measure(self, tokens: int, where: str) -> None:
+        """All states at one size, once."""
+        for new_tokens in NEW_TOKENS:
+
+            def say(what: str, new_tokens: int = new_tokens) -> None:
+                self._progress(f"{what}, {tokens:,} + {new_tokens} tokens, {where}")
+
+            say("cold")
+            self._cold(tokens, new_tokens)
+            if new_tokens == 1:
+                self._peers(tokens, new_tokens, say)
+            say("warm")
+            self._warm(tokens, new_tokens, False)
+            if hasattr(os, "posix_fadvise"):
+                say("page cache dropped")
+                self._warm(tokens, new_tokens, True)
+
+    def saving(self, tokens: int) -> Row:
+        """What storing a context costs agents that decode."""
+        self._progress(f"agents decode while {tokens:,} tokens are stored")
+        found = self._ours("saving", store=self._store(tokens), tokens=tokens)
+        rates = found["beside_tokens_per_s"] / found["without_tokens_per_s"]
+        return {"tokens": tokens, "slowdown_pct": 100 * (1 - rates), **found}
+
+    def _ours(self, job: str, **arguments: Any) -> Any:
+        return side.run("ttft_ours", job, path=self._path, **arguments)
+
+    def _cold(self, tokens: int, new_tokens: int) -> None:
+        self._num_empty += 1
+        store = str(self._folder / f"empty-{self._num_empty}")
+        logits = self._logits("cold", tokens, new_tokens)
+        arguments = {"tokens": tokens, "new_tokens": new_tokens, "logits": logits}
+        self._note("cold", tokens, new_tokens, self._ours("cold", store=store, **arguments))
+
+    def _warm(self, tokens: int, new_tokens: int, dropped: bool) -> None:
+        logits = self._logits("warm", tokens, new_tokens)
+        arguments = {"tokens": tokens, "new_tokens": new_tokens, "logits": logits}
+        found = self._ours("warm", store=self._store(tokens), dropped=dropped, **arguments)
+        name = f"{tokens:,} + {new_tokens} tokens"
+        truth = np.load(self._logits("cold", tokens, new_tokens))
+        files = found.pop("files")
+        phases = found["phases_s"]
+        phases["other"] = found["ttft_s"] - sum(phases[stage] for stage in STAGES)
+        found["kl"] = check(truth, np.load(logits), name)
+        found["read_s"] = side.run("ttft_ours", "read", files=files, dropped=dropped)
+        found["limit_s"] = found["read_s"] + found["step_s"]
+        hot = found.pop("hot_s")
+        self._note("dropped" if dropped else "warm", tokens, new_tokens, found)
+        if not dropped:
+            self._note("hot", tokens, new_tokens, {"ttft_s": hot, "step_s": found["step_s"]})
+
+    def _peers(self, tokens: int, new_tokens: int, say: Progress) -> None:
+        arguments = {"path": self._path, "tokens": tokens, "new_tokens": new_tokens}
+        if tokens <= MLX_LM_MOST:
+            say("mlx-lm")
+            found = side.run("ttft_mlx_lm", "cold", **arguments)
+            self._note("mlx_lm", tokens, new_tokens, found)
+        if self._gguf:
+            say("llama.cpp")
+            found = side.run("ttft_llama_cpp", "cold", gguf=self._gguf, **arguments)
+            self._note("llama_cpp", tokens, new_tokens, found)
+
+    def _store(self, tokens: int) -> str:
+        return str(self._folder / str(tokens))
+
+    def _logits(self, state: str, tokens: int, new_tokens: int) -> str:
+        return str(self._folder / f"{state}-{tokens}-{new_tokens}.npy")
+
+    def _note(self, state: str, tokens: int, new_tokens: int, found: Row) -> None:
+        got = found.pop("prompt_tokens", tokens + new_tokens)
+        if got != tokens + new_tokens:
+            raise EdgeCortexError(f"{state}: expected {tokens + new_tokens:,} tokens, got {got:,}")
+        self._times[state, tokens, new_tokens].append(found)
+
+
+def check(cold: np.ndarray, warm: np.ndarray, name: str) -> float:
+    """Compares the logits (tokens, vocab) of two greedy answers, up to where one goes another way.
+
+    Returns: the largest KL divergence, in nats.
+
+    Raises:
+        EdgeCortexError: they are not two roundings of the same.
+    """
+    kl = 0.0
+    for i, (truth, other) in enumerate(zip(_log_p(cold), _log_p(warm), strict=True)):
+        here = float((np.exp(truth) * (truth - other)).sum())
+        if not here <= MAX_KL:  # not a number is none
+            raise EdgeCortexError(
+                f"{name}: the restored context says something else at token {i + 1}: expected "
+                f"logits within {MAX_KL:g} nats of those of the context read anew, got {here:.3g}"
+            )
+        kl = max(kl, here)
+        best, chosen = int(truth.argmax()), int(other.argmax())
+        if best == chosen:
+            continue
+        if truth[best] - truth[chosen] > NEAR_TIE:
+            raise EdgeCortexError(
+                f"{name}: the restored context goes another way: expected token {best} at place "
+                f"{i + 1}, got {chosen}, {truth[best] - truth[chosen]:.3g} nats less likely"
+            )
+        break
+    return kl
+
+
+def _log_p(logits: np.ndarray) -> np.ndarray:
+    x = logits.astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
+
+
+def _rows(times: Times) -> list[Row]:
+    """Medians over the rounds, by state and size; then where the time of restored ones goes."""
+    found = sorted(times.items(), key=_order)
+    restored = [(key, parts) for key, parts in found if "phases_s" in parts[0]]
+    return [_ttft(*key, parts) for key, parts in found] + [
+        _phases(*key, parts) for key, parts in restored
+    ]
+
+
+def _ttft(state: str, tokens: int, new_tokens: int, parts: list[Row]) -> Row:
+    seconds = [part["ttft_s"] for part in parts]
+    row: Row = {"what": "ttft", "state": state, "tokens": tokens, "new_tokens": new_tokens}
+    row |= {"ttft_s": median(seconds), "least_s": min(seconds), "most_s": max(seconds)}
+    for key in ("step_s", "read_s", "limit_s"):
+        if key in parts[0]:
+            row[key] = median(part[key] for part in parts)
+    if "limit_s" in row:
+        row["over_limit"] = row["ttft_s"] / row["limit_s"]
+        row["kl"] = max(part["kl"] for part in parts)
+    return row
+
+
+def _phases(state: str, tokens: int, new_tokens: int, parts: list[Row]) -> Row:
+    row: Row = {"what": "phases", "state": state, "tokens": tokens, "new_tokens": new_tokens}
+    names = parts[0]["phases_s"]
+    return row | {f"{name}_s": median(part["phases_s"][name] for part in parts) for name in names}
+
+
+def _order(item: tuple[tuple[str, int, int], list[Row]]) -> tuple[int, int, int]:
+    (state, tokens, new_tokens), _ = item
+    states = ["cold", "warm", "dropped", "hot", "mlx_lm", "llama_cpp"]
+    return new_tokens, states.index(state), tokens
+
+
+def _figures(rows: list[Row]) -> dict[str, float]:
+    """Those that the sizes allow, of one new token."""
+    wanted = [row for row in rows if row["what"] == "ttft" and row["new_tokens"] == 1]
+    by = {(row["state"], row["tokens"]): row for row in wanted}
+
+    def most(state: str, value: Callable[[Row], float], least_tokens: int = 0) -> float | None:
+        found = [value(r) for (s, n), r in by.items() if s == state and n >= least_tokens]
+        return max(found, default=None)
+
+    def ratio(state: str, tokens: int, other: str) -> float | None:
+        a, b = by.get((state, tokens)), by.get((other, tokens))
+        return a["ttft_s"] / b["ttft_s"] if a and b else None
+
+    figures = {
+        "ttft.warm_over_limit": most("warm", lambda row: row["over_limit"], LIMIT_FROM),
+        "ttft.cold_over_warm_8k": ratio("cold", 8192, "warm"),
+        "ttft.cold_4k_over_mlx_lm": ratio("cold", 4096, "mlx_lm"),
+        "ttft.cold_4k_over_llama_cpp": ratio("cold", 4096, "llama_cpp"),
+        "ttft.hot_over_step": most("hot", lambda row: row["ttft_s"] / row["step_s"]),
+        "ttft.saving_slowdown_pct": rows[-1]["slowdown_pct"],
+    }
+    return {name: value for name, value in figures.items() if value is not None}
