@@ -22,7 +22,7 @@ PERCENTILES = {"median": 50, "p95": 95}
 
 def measurements(path: str) -> list[dict[str, Any]]:
     """All scenarios, one after the other on one engine."""
-    core = EngineCore(load_model(Path(path)), EngineConfig())
+    core = EngineCore(load_model(Path(path)), EngineConfig(use_store=False))
     core.model.tokenizer.eos_token_ids = set()  # every agent decodes to the end
     rows = [_scenario(core, name, lengths) for name, lengths in SCENARIOS.items()]
     return [*rows, *_prefix64(core), _gap(core)]
