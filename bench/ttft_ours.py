@@ -36,21 +36,28 @@ NUM_BLOCKS, BLOCK_STEPS = 6, 16  # of decoding, with saves and without in turns
 
 
 def save(path: str, store: str, contexts: list[int]) -> int:
-    """Reads one growing context and stores it at each of these lengths, with its tail, in a store
-    of that name: in the same one a longer context's blocks would serve the shorter ones.
+    """Reads a context of each of these lengths anew, as `cold` does, and stores it with its tail
+    in a store of that name: other shares of a prompt would round in other ways.
 
     Returns: the bytes written.
     """
-    core, agent = open_core(path, f"{store}/growing", max(contexts)), object()
-    ids, num_bytes = passage(core, max(contexts)), 0
+    core, num_bytes = open_core(path, f"{store}/unused", max(contexts)), 0
+    _keep_store(core)
     for length in sorted(contexts):
-        request = ask(core, ids[:length], 1, agent)
+        request = ask(core, passage(core, length), 1)
         finish(core, request)
+        _expect(request, memory=0, disk=0)
         archive = archive_in(core, Path(store) / str(length))
         num_bytes += archive.save(context_of(request, length), tail=True).result()
         archive.close()
+        core.release(request.agent)
     core.close()
     return num_bytes
+
+
+def _keep_store(core: EngineCore) -> None:
+    """Leaves a store as it is when answers end."""
+    core.contexts.save_blocks = lambda agent: None  # type: ignore[method-assign]
 
 
 def cold(path: str, store: str, tokens: int, new_tokens: int, logits: str) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def warm(
 ) -> dict[str, Any]:
     """The first token with the context on disk; then the decode step, and the context hot."""
     core = open_core(path, store, tokens)
-    core.contexts.save_blocks = lambda agent: None  # type: ignore[method-assign]  # it stays as is
+    _keep_store(core)
     ids, phases = passage(core, tokens + new_tokens), Phases(core)
     if dropped:
         drop(Path(store))
