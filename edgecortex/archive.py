@@ -1,5 +1,6 @@
 """An engine's contexts on disk: saved while it goes on, loaded when a prompt begins with them."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -12,19 +13,28 @@ from edgecortex.store.entry import Arrays, Chain, Entry, window_of
 from edgecortex.store.sessions import Session
 
 MAX_PENDING_BYTES = 1 << 30  # of KV that waits to be written
+REST_S = 0.008  # a block takes 2 to 3 ms to write
 
 
 class Archive:
     """One model's and one format's part of a store. Call everything from the engine's thread;
     files are written by a thread of its own.
 
-    `problem` is the last error of a save that nobody waits for.
+    `problem` is the last error of a save that nobody waits for. While `busy()`, a save that
+    the engine does not wait for rests between blocks and leaves the machine to the answers.
     """
 
-    def __init__(self, store: PersistentKVCache, codec: BlockCodec, fingerprint: str) -> None:
+    def __init__(
+        self,
+        store: PersistentKVCache,
+        codec: BlockCodec,
+        fingerprint: str,
+        busy: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.store, self.codec = store, codec
         self.fingerprint, self.chain = fingerprint, Chain.of(fingerprint, codec.stored_as)
         self.problem: StoreError | None = None
+        self._busy, self._awaited = busy, False
         self._writer = ThreadPoolExecutor(1, "edgecortex-write")
         self._pending: dict[Future[int], int] = {}
         self._start(store.tidy, 0)
@@ -34,9 +44,11 @@ class Archive:
         self._writer.shutdown()
         self.store.close()
 
-    def wait(self) -> None:
-        """Waits for all saves so far."""
-        wait(list(self._pending))
+    def wait(self, saves: "Sequence[Future[int]] | None" = None) -> None:
+        """Waits for these saves, or for all so far."""
+        self._awaited = True
+        wait(list(self._pending) if saves is None else saves)
+        self._awaited = False
 
     # Saving.
 
@@ -73,19 +85,24 @@ class Archive:
     ) -> Iterator[tuple[Entry, Callable[[], Arrays]]]:
         blocks = self.chain.blocks(snapshot.token_ids)
         for i, block in enumerate(blocks):
-            yield block, partial(snapshot.block, i)
+            yield block, partial(self._paced, partial(snapshot.block, i))
         first = max(0, len(blocks) - self.codec.num_windows)
         if self.codec.num_windows:
             for i in range(first, len(blocks)):
-                yield window_of(blocks[i]), partial(snapshot.window, i)
+                yield window_of(blocks[i]), partial(self._paced, partial(snapshot.window, i))
         rest = snapshot.token_ids[self.chain.stop(len(blocks)) :]
         if tail and rest:
             parent = blocks[-1].id if blocks else self.chain.root
             yield self.chain.tail(parent, rest), snapshot.tail
 
+    def _paced(self, make: Callable[[], Arrays]) -> Arrays:
+        if self._busy() and not self._awaited:
+            time.sleep(REST_S)
+        return make()
+
     def _start(self, job: Callable[[], int | None], nbytes: int) -> "Future[int]":
         while sum(self._pending.values()) > MAX_PENDING_BYTES:
-            wait([next(iter(self._pending))])
+            self.wait([next(iter(self._pending))])
             self._pending = {f: n for f, n in self._pending.items() if not f.done()}
         future: Future[int] = self._writer.submit(lambda: job() or 0)
         self._pending[future] = nbytes

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,8 +61,7 @@ class AgentContexts:
     def recall(self, agent: "Agent", prompt_ids: Sequence[int], num_tokens: int) -> Recalled | None:
         """Finds an agent a context with what is known of its prompt, but for the last token at
         least, and room for `num_tokens`. None if there is no room now."""
-        if spilled := self._spilled.pop(agent, None):
-            wait([spilled])
+        self._await_spill(agent)
         try:
             context = self._contexts.get(agent) or self.pool.open()
         except BudgetError:
@@ -130,8 +129,7 @@ class AgentContexts:
 
     def num_stored(self, agent: "Agent", token_ids: Sequence[int]) -> int:
         """How many of these tokens `save` would leave stored."""
-        if spilled := self._spilled.get(agent):
-            wait([spilled])
+        self._await_spill(agent)
         if context := self._contexts.get(agent):
             return common_prefix_len(context.token_ids, token_ids)
         return self._match(token_ids).num_tokens
@@ -153,3 +151,8 @@ class AgentContexts:
         if self.archive and not context.num_attached:
             self._spilled[agent] = self.archive.save(context, tail=True)
         del self._contexts[agent]
+
+    def _await_spill(self, agent: "Agent") -> None:
+        """Waits until what was spilled of an agent can be read."""
+        if self.archive and (spilled := self._spilled.pop(agent, None)):
+            self.archive.wait([spilled])

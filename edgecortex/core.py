@@ -219,7 +219,8 @@ class EngineCore:
             folder = self.config.store_path or store_dir()
             store = PersistentKVCache(folder, self.config.store_max_bytes)
             codec = BlockCodec(self.pool, self.runner.shapes)
-            return Archive(store, codec, fingerprint(self.model.path))
+            name = fingerprint(self.model.path)
+            return Archive(store, codec, name, busy=lambda: self.scheduler.has_work)
         except StoreError as error:
             self.store_problem = error
             return None

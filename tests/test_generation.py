@@ -78,7 +78,8 @@ def test_an_answer_without_tokens_has_a_time_too() -> None:
 def test_rates() -> None:
     stats = GenerationStats(
         num_prompt_tokens=120,
-        num_cached_tokens=20,
+        num_memory_tokens=12,
+        num_disk_tokens=8,
         num_generated_tokens=11,
         ttft_s=2.0,
         decode_s=5.0,

@@ -25,7 +25,7 @@ from edgecortex.store.entry import (
 from edgecortex.store.index import Index, Key, Totals
 from edgecortex.store.sessions import Sessions
 
-NUM_READERS = 2
+NUM_READERS, MANY = 2, 48  # for fewer files than this threads take longer to start than to read
 _NOT_THE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that will pass
 Progress = Callable[[int, int], None]
 
@@ -127,12 +127,17 @@ class PersistentKVCache:
 
     def read_ahead(self, entries: Sequence[Entry]) -> None:
         """Has the system begin to read these files, without waiting for it."""
-        for path in map(self.path_of, entries):
-            self._readers.submit(files.will_need, path)
+        paths = [self.path_of(entry) for entry in entries]
+
+        def ahead() -> None:
+            for path in paths:
+                files.will_need(path)
+
+        self._readers.submit(ahead)
 
     def read(self, entries: Sequence[Entry], take: Callable[[int, Arrays], None]) -> None:
         """Reads and verifies entries and hands each one's arrays to `take(index, arrays)`, from
-        several threads. The arrays are views that `take` must copy out of.
+        several threads if they are many. The arrays are views that `take` must copy out of.
 
         Raises:
             DamagedError: a file was missing, damaged, or not what `take` expects (ValueError or
@@ -146,7 +151,8 @@ class PersistentKVCache:
                     raise DamagedError("it holds other tokens than its name says")
                 take(i, arrays)
 
-        for _ in self._readers.map(one, range(len(entries))):
+        spread = self._readers.map if len(entries) >= MANY else map
+        for _ in spread(one, range(len(entries))):
             pass
 
     def touch(self, entries: Iterable[Entry]) -> None:

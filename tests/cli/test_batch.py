@@ -170,7 +170,10 @@ def test_kv_options_out_of_range(
 def test_a_budget_too_small(cli: Cli, smollm2: Path) -> None:
     result = cli("run", "hello", "--model", str(smollm2), "--kv-budget", "0.5M")
     assert (result.code, result.out) == (1, "")
-    assert "the whole budget of 524,288" in result.err
+    assert (
+        "free of the KV budget of 524,288, got 524,288; close agents or raise the budget"
+        in result.err
+    )
 
 
 def test_progress_at_a_terminal(args: list[str]) -> None:

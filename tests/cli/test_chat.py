@@ -30,7 +30,9 @@ def talk(small_engine: Engine) -> Iterator[Chat]:
 
 def test_piped_lines_make_a_transcript(cli: Cli, home: Path, smollm2: Path) -> None:
     lines = "What is the capital of Japan?\n\nHow many days are in a week?\n/stats\n/quit\nnever\n"
-    result = cli("chat", "--model", str(smollm2), stdin=lines.encode())
+    result = cli(
+        "chat", "--model", str(smollm2), "--no-cache", "--kv-format", "kv4", stdin=lines.encode()
+    )
     assert result.code == 0
     first, second = result.out.split("> How many days are in a week?\n")
     assert first == "> What is the capital of Japan?\nThe capital of Japan is Tokyo.\n> \n"
@@ -50,7 +52,7 @@ def test_a_piped_line_that_is_not_utf8(cli: Cli, smollm2: Path) -> None:
 def test_help_and_unknown_commands_list_what_there_is(
     talk: Chat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["/help", "/stats", "/reset", "/save", "/quit"]
+    names = ["/help", "/stats", "/reset", "/save", "/session", "/quit"]
     talk.take("/help")
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
     talk.take("/hlep me")
@@ -77,7 +79,9 @@ def test_stats_before_and_after_an_answer(talk: Chat, capsys: pytest.CaptureFixt
     capsys.readouterr()
     talk.take("/stats")
     prompt, answer, context = capsys.readouterr().out.splitlines()
-    assert prompt.startswith("prompt   27 tokens, 27 of them new; first token after ")
+    assert prompt.startswith(
+        "prompt   27 tokens: 0 from memory, 0 from disk, 27 read anew; first token after "
+    )
     assert answer.startswith("answer   7 tokens (")
     assert context.startswith("context  34 of 96 tokens; KV ")
 
