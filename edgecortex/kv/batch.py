@@ -11,7 +11,7 @@ from edgecortex.kv.context import Context
 from edgecortex.kv.format import KVFormat
 from edgecortex.kv.past import Past
 from edgecortex.kv.plan import DecodeView, RunView, SpanView, StepPlan
-from edgecortex.kv.segment import KVSegment, LayerKV, Member, Stack, rotate
+from edgecortex.kv.segment import KVSegment, LayerKV, Member, Stack, halved, rotate
 
 HEAD_START = 4  # layers: these are computed while Python works out the next ones
 
@@ -113,6 +113,8 @@ class BatchQuantizedKVCache:
         """
         k = rotate(k) if self.format.rotate_keys else k
         v = rotate(v) if self.format.rotate_values else v
+        if self.format.bits is not None:
+            k, v = halved(k), halved(v)
         self._make_slab(k[0], v[0])
         if (view := self._decode_view) is not None:
             n = view.slots.shape[0]

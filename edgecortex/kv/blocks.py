@@ -95,7 +95,7 @@ class Snapshot:
         arrays = self._parts(index, slides=False)
         sinks = self.codec.format.num_sinks
         if index == 0 and sinks:
-            arrays |= {name: np.ascontiguousarray(x[:, :, :sinks]) for name, x in self.rows.items()}
+            arrays |= self._columns(slice(sinks))
         return arrays
 
     def window(self, index: int) -> dict[str, np.ndarray]:
@@ -105,7 +105,16 @@ class Snapshot:
     def tail(self) -> dict[str, np.ndarray]:
         """The tokens after the last block, and the sinks where there is none."""
         start = self.codec.format.num_sinks if self.num_blocks else 0
-        return {name: np.ascontiguousarray(x[:, :, start:]) for name, x in self.rows.items()}
+        return self._columns(slice(start, None))
+
+    def _columns(self, chosen: slice) -> dict[str, np.ndarray]:
+        """These columns of the rows, in 16 bits where nothing is lost by it."""
+        halve = self.codec.format.bits is not None
+        found = {name: np.ascontiguousarray(x[:, :, chosen]) for name, x in self.rows.items()}
+        return {
+            name: x.astype(np.float16) if halve and x.dtype == np.float32 else x
+            for name, x in found.items()
+        }
 
     def _parts(self, index: int, slides: bool) -> dict[str, np.ndarray]:
         start = index * self.codec.format.block

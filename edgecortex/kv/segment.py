@@ -25,6 +25,11 @@ def rotate(x: mx.array) -> mx.array:
     return (blocks @ _hadamard(size, x.dtype)).reshape(x.shape)
 
 
+def halved(x: mx.array) -> mx.array:
+    """Rounded to what 16 bits hold, so that it can be stored in 16 bits without loss."""
+    return x.astype(mx.float16).astype(x.dtype) if x.dtype == mx.float32 else x
+
+
 @cache
 def _hadamard(size: int, dtype: mx.Dtype) -> mx.array:
     """As a matrix: on a CPU a product with it is five times faster than the transform."""

@@ -1,6 +1,7 @@
 """Everything that attends, against a plain reference on the values as they are read back."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -33,7 +34,7 @@ class Geometry:
 
 @dataclass
 class Reference:
-    """One agent's keys and values, kept in full."""
+    """One agent's keys and values as they are written, before any is quantized."""
 
     k: list[np.ndarray] = field(default_factory=list)
     v: list[np.ndarray] = field(default_factory=list)
@@ -42,13 +43,26 @@ class Reference:
         return Reference(list(self.k), list(self.v))
 
 
+def turns(format: KVFormat) -> list[Callable[[mx.array], mx.array]]:
+    """What is done to keys and to values before they are stored, and again afterwards."""
+    return [rotate if turn else mx.array for turn in (format.rotate_keys, format.rotate_values)]
+
+
+def as_written(
+    format: KVFormat, given: np.ndarray, written: mx.array, turn: Callable[[mx.array], mx.array]
+) -> np.ndarray:
+    """What the cache made of keys or values: those given, turned, to 16 bits where it quantizes."""
+    back = np.array(turn(written))
+    np.testing.assert_allclose(back, given, atol=2e-2 if format.bits else 1e-4, rtol=0)
+    if format.bits:
+        assert np.array_equal(np.array(written).astype(np.float16).astype(np.float32), written)
+    return np.array(written)
+
+
 def read_back(format: KVFormat, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a sealed block of (L, heads, dim) reads as."""
-    keys, values = (mx.array(x.swapaxes(0, 1)) for x in (k, v))
-    turns = (format.rotate_keys, format.rotate_values)
-    turn_k, turn_v = (rotate if turn else lambda x: x for turn in turns)
-    layer = LayerKV.seal(turn_k(keys), turn_v(values), format)
-    keys, values = turn_k(layer.keys(mx.float32, k.shape[-1])), turn_v(layer.values(mx.float32))
+    """What a sealed block of turned (L, heads, dim) reads as, still turned."""
+    layer = LayerKV.seal(*(mx.array(x.swapaxes(0, 1)) for x in (k, v)), format)
+    keys, values = layer.keys(mx.float32, k.shape[-1]), layer.values(mx.float32)
     return np.array(keys).swapaxes(0, 1), np.array(values).swapaxes(0, 1)
 
 
@@ -59,6 +73,7 @@ def expected(geometry: Geometry, ref: Reference, index: int, q: np.ndarray) -> n
     for start in range(format.num_sinks, format.num_sinks + format.num_sealed(index), format.block):
         stop = start + format.block
         k[start:stop], v[start:stop] = read_back(format, k[start:stop], v[start:stop])
+    k, v = (np.array(turn(mx.array(x))) for turn, x in zip(turns(format), (k, v), strict=True))
     first = 0 if geometry.window is None else max(0, index - geometry.window + 1)
     k, v = (np.repeat(x[first:], geometry.groups, axis=1) for x in (k, v))
     scores = np.einsum("hd,lhd->hl", q, k) / math.sqrt(geometry.k_dim)
@@ -90,11 +105,14 @@ def run_step(
     cache = pool.caches[0]
     starts = {share.context: share.context.num_own for share in plan.shares}
     pool.begin(plan)
-    cache.update_and_fetch(mx.array(k), mx.array(v))
+    written = cache.update_and_fetch(mx.array(k), mx.array(v))
     out = np.array(cache.attend(mx.array(q), 1 / math.sqrt(g.k_dim)))
     pool.commit(plan)
     mx.eval(pool.arrays())
     assert out.shape == (total, g.heads * g.groups, 1, g.v_dim)
+    k, v = (
+        as_written(g.format, *pair) for pair in zip((k, v), written, turns(g.format), strict=True)
+    )
     for share in plan.shares:
         ref = refs[share.context]
         rows = slice(share.start, share.start + share.num_tokens)
