@@ -13,7 +13,7 @@ from edgecortex.kv.context import Context
 from edgecortex.kv.format import FORMATS, KV4, KVFormat
 from edgecortex.kv.plan import StepPlan
 from edgecortex.kv.pool import BlockPool
-from edgecortex.kv.segment import LayerKV
+from edgecortex.kv.segment import LayerKV, row_dtype
 from edgecortex.models.adapter import LoadedModel
 
 Feed = Iterable[tuple[Context, Sequence[int]]]
@@ -111,7 +111,7 @@ def _token_nbytes(format: KVFormat, shape: Shape) -> float:
 
 def _row_nbytes(format: KVFormat, shape: Shape) -> int:
     heads, k_dim, v_dim, dtype = shape
-    return heads * format.row * (k_dim + v_dim) * dtype.size
+    return heads * format.row * (k_dim + v_dim) * row_dtype(format, dtype).size
 
 
 def _default_budget() -> int:

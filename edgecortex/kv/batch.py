@@ -11,7 +11,7 @@ from edgecortex.kv.context import Context
 from edgecortex.kv.format import KVFormat
 from edgecortex.kv.past import Past
 from edgecortex.kv.plan import DecodeView, RunView, SpanView, StepPlan
-from edgecortex.kv.segment import KVSegment, LayerKV, Member, Stack, halved, rotate
+from edgecortex.kv.segment import KVSegment, LayerKV, Member, Stack, rotate, rounded, row_dtype
 
 HEAD_START = 4  # layers: these are computed while Python works out the next ones
 
@@ -87,8 +87,8 @@ class BatchQuantizedKVCache:
         """For keys and values like these (n_kv_heads, …, head_dim)."""
         if self._k is None:
             shape = (self.num_slots, k.shape[0], self.format.row)
-            self._k = mx.zeros((*shape, k.shape[-1]), k.dtype)
-            self._v = mx.zeros((*shape, v.shape[-1]), v.dtype)
+            dtype = row_dtype(self.format, k.dtype)
+            self._k, self._v = (mx.zeros((*shape, x.shape[-1]), dtype) for x in (k, v))
 
     def shape(self) -> tuple[int, int, int, mx.Dtype]:
         """n_kv_heads, head_dim, v_head_dim and dtype of the rows, once something was fed."""
@@ -113,8 +113,7 @@ class BatchQuantizedKVCache:
         """
         k = rotate(k) if self.format.rotate_keys else k
         v = rotate(v) if self.format.rotate_values else v
-        if self.format.bits is not None:
-            k, v = halved(k), halved(v)
+        k, v = rounded(k, self.format), rounded(v, self.format)
         self._make_slab(k[0], v[0])
         if (view := self._decode_view) is not None:
             n = view.slots.shape[0]
@@ -156,9 +155,12 @@ class BatchQuantizedKVCache:
         if self._decode_view is not None:
             n = self._decode_view.slots.shape[0]
             out.append(self._decode(rows[:n], self._decode_view))
+            self._trace(rows)
         for view in self._span_views:
             start = view.span.start
             span_q = rows[start : start + view.span.num_tokens].transpose(1, 2, 0, 3)
+            if trace := view.span.context.trace:
+                trace.queries[self.layer].append(span_q[:, :, -trace.length :])
             attended = self._prefill(span_q, view)
             out.append(attended.transpose(2, 0, 1, 3))
         self._new = None
@@ -167,6 +169,13 @@ class BatchQuantizedKVCache:
         if self.layer % HEAD_START == HEAD_START - 1:
             mx.async_eval(joined)
         return joined.reshape(*q.shape[:3], -1)
+
+    def _trace(self, rows: mx.array) -> None:
+        """Keeps the queries of single rows whose context wants it."""
+        assert self._plan is not None
+        for i, share in enumerate(self._plan.singles):
+            if trace := share.context.trace:
+                trace.queries[self.layer].append(rows[i, :, :, None])
 
     def seal_rows(self, slots: mx.array) -> list[LayerKV]:
         """Seals the full blocks in these slots' rows, a run for each."""
@@ -179,7 +188,7 @@ class BatchQuantizedKVCache:
     def _decode(self, q: mx.array, view: DecodeView) -> mx.array:
         row_k, row_v = self.arrays()
         chosen = slice(view.slots.shape[0]) if view.in_order else view.slots
-        row_k, row_v = row_k[chosen], row_v[chosen]
+        row_k, row_v = (x[chosen].astype(q.dtype) for x in (row_k, row_v))
         runs = [self._run(run, q.shape[2]) for run in view.runs]
         return attention.decode(q, row_k, row_v, view.row_mask, runs, view.merge_index)
 
@@ -243,7 +252,8 @@ class BatchQuantizedKVCache:
         assert self._new is not None
         for slab, new in zip(self.arrays(), self._new, strict=True):
             own = new[span.start : span.start + span.num_tokens, :, 0].swapaxes(0, 1)
-            fresh.append(mx.concatenate([slab[slot, :, : view.filled], own], axis=1))
+            row = slab[slot, :, : view.filled].astype(own.dtype)
+            fresh.append(mx.concatenate([row, own], axis=1))
         stop = sinks + view.num_sealed
         if view.num_sealed:
             k, v = (x[:, sinks:stop] for x in fresh)

@@ -16,7 +16,7 @@ import numpy as np
 from edgecortex.kv.context import Context
 from edgecortex.kv.memory import unwritten
 from edgecortex.kv.pool import BlockPool
-from edgecortex.kv.segment import KVSegment, LayerKV, Member
+from edgecortex.kv.segment import KVSegment, LayerKV, Member, row_dtype
 
 Shape = tuple[int, int, int, mx.Dtype]
 """Of a layer: n_kv_heads, head_dim, v_head_dim, and the dtype of its rows."""
@@ -43,7 +43,13 @@ class BlockCodec:
         for layer, (shape, window) in enumerate(zip(shapes, pool.windows, strict=True)):
             found.setdefault((shape, window is not None), []).append(layer)
         self.groups = [
-            Group(str(i), tuple(layers), slides, _template(pool, shape), shape[3])
+            Group(
+                str(i),
+                tuple(layers),
+                slides,
+                _template(pool, shape),
+                row_dtype(self.format, shape[3]),
+            )
             for i, ((shape, slides), layers) in enumerate(found.items())
         ]
         windows = [window for window in pool.windows if window is not None]
@@ -95,7 +101,7 @@ class Snapshot:
         arrays = self._parts(index, slides=False)
         sinks = self.codec.format.num_sinks
         if index == 0 and sinks:
-            arrays |= self._columns(slice(sinks))
+            arrays |= {name: np.ascontiguousarray(x[:, :, :sinks]) for name, x in self.rows.items()}
         return arrays
 
     def window(self, index: int) -> dict[str, np.ndarray]:
@@ -105,16 +111,7 @@ class Snapshot:
     def tail(self) -> dict[str, np.ndarray]:
         """The tokens after the last block, and the sinks where there is none."""
         start = self.codec.format.num_sinks if self.num_blocks else 0
-        return self._columns(slice(start, None))
-
-    def _columns(self, chosen: slice) -> dict[str, np.ndarray]:
-        """These columns of the rows, in 16 bits where nothing is lost by it."""
-        halve = self.codec.format.bits is not None
-        found = {name: np.ascontiguousarray(x[:, :, chosen]) for name, x in self.rows.items()}
-        return {
-            name: x.astype(np.float16) if halve and x.dtype == np.float32 else x
-            for name, x in found.items()
-        }
+        return {name: np.ascontiguousarray(x[:, :, start:]) for name, x in self.rows.items()}
 
     def _parts(self, index: int, slides: bool) -> dict[str, np.ndarray]:
         start = index * self.codec.format.block

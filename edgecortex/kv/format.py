@@ -9,11 +9,10 @@ from edgecortex.errors import ConfigError
 class KVFormat:
     """The storage of a context's keys and values.
 
-    The first `num_sinks` tokens and the newest 0 to `block - 1` stay unquantized, rounded to 16
-    bits. Every `block` tokens in between are sealed together: quantized once, never touched
-    again. Which
-    keys a token sees quantized depends on its position alone, so results do not depend on how
-    a prompt was cut into chunks, nor on whether KV was computed or loaded.
+    The first `num_sinks` tokens and the newest 0 to `block - 1` stay unquantized, in 16 bits.
+    Every `block` tokens in between are sealed together: quantized once, never touched again.
+    Which keys a token sees quantized depends on its position alone, so results do not depend on
+    how a prompt was cut into chunks, nor on whether KV was computed or loaded.
 
     `key_axis` is `channel` (groups of tokens per channel: KIVI, arXiv 2402.02750) or `token`
     (groups of channels per token: stock MLX). `rotate_keys` and `rotate_values` store them after

@@ -249,18 +249,20 @@ def _row_mask(context: Context, format: KVFormat, window: int | None) -> np.ndar
 def _runs(contexts: Sequence[Context], layer: int, window: int | None) -> list[RunView]:
     """Each distinct segment once, with the rows that see any of it.
 
-    Segments that a single row sees go together with those of equal length: one call for all.
+    Segments that a single row sees go together with those of equal length and format: one call
+    for all.
     """
     rows_of: dict[KVSegment, list[int]] = {}
     for row, context in enumerate(contexts):
         for segment in context.segments:
             if window is None or segment.stop > context.position - window + 1:
                 rows_of.setdefault(segment, []).append(row)
-    views, alone = [], defaultdict[int, list[tuple[KVSegment, int]]](list)
+    views, alone = [], defaultdict[tuple[KVFormat, int], list[tuple[KVSegment, int]]](list)
     for segment, rows in rows_of.items():
         mask = _run_mask(segment, [contexts[row] for row in rows], layer, window)
         if len(rows) == 1 and mask is None:
-            alone[segment.layers[layer].num_tokens].append((segment, rows[0]))
+            held = segment.layers[layer]
+            alone[held.format, held.num_tokens].append((segment, rows[0]))
         else:
             views.append(RunView((segment,), rows, _unless_all(rows, contexts), mask))
     for group in alone.values():

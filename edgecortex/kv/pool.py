@@ -2,12 +2,13 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import mlx.core as mx
 
 from edgecortex.errors import BudgetError
 from edgecortex.kv.batch import BatchQuantizedKVCache
-from edgecortex.kv.context import Context
+from edgecortex.kv.context import Attachment, Context
 from edgecortex.kv.format import KVFormat
 from edgecortex.kv.plan import DecodeView, SpanView, StepPlan
 from edgecortex.kv.segment import KVSegment
@@ -134,7 +135,7 @@ class BlockPool:
         """A context with the same tokens: sealed segments shared, the row copied. Idle."""
         child = self.open()
         child.token_ids, child.base = list(context.token_ids), context.base
-        child.num_attached = context.num_attached
+        child.attached = list(context.attached)
         for segment in context.segments:
             self.attach(child, segment)
         for cache in self.caches:
@@ -147,6 +148,24 @@ class BlockPool:
         self._segment_nbytes.setdefault(segment, segment.nbytes)
         segment.refs += 1
         context.segments.append(segment)
+
+    def lay(
+        self, context: Context, segment: KVSegment, id: str, at: int | None = None
+    ) -> Attachment:
+        """Lets a context see a foreign segment, from its own token number `at` on (None: from
+        the next one). Its own tokens and their positions stay as they are."""
+        laid = Attachment(segment, context.num_own if at is None else at, id)
+        self.attach(context, segment)
+        context.segments.insert(context.num_attached, context.segments.pop())
+        context.attached.append(laid)
+        return laid
+
+    def lift(self, context: Context, id: str) -> None:
+        """Takes an attachment back, and with it all own tokens that have seen it."""
+        index = [laid.id for laid in context.attached].index(id)
+        self.truncate(context, context.attached[index].at)
+        del context.attached[index]
+        self._drop(context.segments.pop(index))
 
     def share(self, donor: Context, context: Context, num_tokens: int) -> bool:
         """Makes a context the first `num_tokens` tokens of another, the sinks and whole blocks,
@@ -183,16 +202,22 @@ class BlockPool:
         Sealed blocks are cut at their ends, so fewer may remain; none where a sliding window
         has let go of what the cut would need.
         """
+        self._truncate(context, num_tokens)
+        context.attached = [
+            replace(laid, at=min(laid.at, context.num_own)) for laid in context.attached
+        ]
+        return context.num_own
+
+    def _truncate(self, context: Context, num_tokens: int) -> None:
         sealed = self.format.num_sealed(context.num_own)
         if num_tokens >= self.format.num_sinks + sealed or num_tokens == context.num_own:
             del context.token_ids[num_tokens:]
-            return num_tokens
+            return
         keep = self.format.num_sealed(num_tokens)
         if keep == 0 or not self._cut(context, keep):
             self._replace(context, context.segments[: context.num_attached])
             keep = 0
         del context.token_ids[min(num_tokens, self.format.num_sinks + keep) :]
-        return context.num_own
 
     # Admission.
 
@@ -263,6 +288,8 @@ class BlockPool:
         """The slabs, and the segments made since the last call, for evaluation."""
         fresh, self._fresh = self._fresh, []
         slabs = [array for cache in self.caches for array in cache.arrays()]
+        traces = [c.trace for c in self.contexts() if c.trace]
+        slabs += [array for trace in traces for array in trace.arrays()]
         return slabs + [array for segment in fresh for array in segment.arrays()]
 
     def _append(self, context: Context, segment: KVSegment) -> None:

@@ -25,9 +25,17 @@ def rotate(x: mx.array) -> mx.array:
     return (blocks @ _hadamard(size, x.dtype)).reshape(x.shape)
 
 
-def halved(x: mx.array) -> mx.array:
-    """Rounded to what 16 bits hold, so that it can be stored in 16 bits without loss."""
-    return x.astype(mx.float16).astype(x.dtype) if x.dtype == mx.float32 else x
+def row_dtype(format: KVFormat, dtype: mx.Dtype) -> mx.Dtype:
+    """Of unquantized tokens, where a model computes in `dtype`: 16 bits if others are quantized.
+
+    bfloat16 rather than float16: a CPU reads it back eight times as fast.
+    """
+    return mx.bfloat16 if format.bits is not None and dtype == mx.float32 else dtype
+
+
+def rounded(x: mx.array, format: KVFormat) -> mx.array:
+    """To what an unquantized token's row can hold."""
+    return x.astype(row_dtype(format, x.dtype)).astype(x.dtype)
 
 
 @cache
