@@ -1,7 +1,7 @@
 """Other ways to store KV in few bits, on mlx-lm's own full-precision cache.
 
 Keys and values are replaced by what would be read back. All but the stock format keep the
-newest block and, unless said, four sinks in full precision, and differ from `kv4` in one thing.
+newest block and, unless said, four sinks in 16 bits, and differ from `kv4` in one thing.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from mlx_lm.models.cache import KVCache
 
 from edgecortex.kv.affine import pack, unpack
 from edgecortex.kv.format import KV4
-from edgecortex.kv.segment import rotate
+from edgecortex.kv.segment import rotate, rounded
 from edgecortex.models.adapter import LoadedModel
 
 ReadBack = Callable[[mx.array], mx.array]
@@ -37,6 +37,11 @@ def per_channel(x: mx.array) -> mx.array:
 def rotated(inner: ReadBack) -> ReadBack:
     """After a Hadamard transform (QuaRot, arXiv 2404.00456)."""
     return lambda x: rotate(inner(rotate(x)))
+
+
+def in_16_bits(x: mx.array) -> mx.array:
+    """What the engine holds of a token that is not in a block yet."""
+    return rotated(lambda turned: rounded(turned, KV4))(x)
 
 
 def less_mean(x: mx.array) -> mx.array:
@@ -80,6 +85,7 @@ class RivalCache(KVCache):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Appends (1, n_kv_heads, L, head_dim); returns all keys and values so far."""
         if not self._rival.at_once:
+            keys, values = in_16_bits(keys), in_16_bits(values)
             self._store()
         fetched = super().update_and_fetch(keys, values)
         if not self._rival.at_once:
