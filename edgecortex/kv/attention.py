@@ -173,7 +173,8 @@ def prefill(
         q: (n_kv_heads, G, n, head_dim).
         past: sealed keys and values read back, each (n_kv_heads, P, head_dim or v_head_dim).
         own: keys and values in full precision, each (n_kv_heads, C, head_dim or v_head_dim).
-        past_mask: (n, P), added to the scores, or None. own_mask: (n, C), likewise.
+        past_mask: (n, P) or as the scores (n_kv_heads, G, n, P), added to them, or None.
+        own_mask: (n, C), likewise.
 
     Returns: (n_kv_heads, G, n, v_head_dim), still rotated.
     """

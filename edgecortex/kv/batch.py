@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from edgecortex.kv import attention
 from edgecortex.kv.attention import Run
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import KVFormat
 from edgecortex.kv.past import Past
-from edgecortex.kv.plan import DecodeView, RunView, SpanView, StepPlan
+from edgecortex.kv.plan import BlockView, DecodeView, RunView, SpanView, StepPlan
 from edgecortex.kv.segment import KVSegment, LayerKV, Member, Stack, rotate, rounded, row_dtype
 
 HEAD_START = 4  # layers: these are computed while Python works out the next ones
@@ -225,6 +226,7 @@ class BatchQuantizedKVCache:
         """q (n_kv_heads, G, n, head_dim) of one span."""
         k, v = self._extend_row(view)
         past = self._past(view.span.context, q.dtype, q.shape[-1])
+        bias = self._bias(view.span.context)
         out = []
         for block in view.blocks:
             sinks = min(self.format.num_sinks, block.own_start)
@@ -238,7 +240,7 @@ class BatchQuantizedKVCache:
                     q[:, :, block.start : block.stop],
                     (seen[0], seen[1]) if block.past_stop > block.past_start else None,
                     (own[0], own[1]),
-                    block.past_mask,
+                    _added(block, bias),
                     block.own_mask,
                 )
             )
@@ -263,6 +265,41 @@ class BatchQuantizedKVCache:
             slab[slot, :, : row.shape[1]] = row
         return fresh[0], fresh[1]
 
+    def read(self, context: Context, dtype: mx.Dtype) -> tuple[mx.array, mx.array, np.ndarray]:
+        """What the layer holds of a context's own tokens: keys (n_kv_heads, L, head_dim) and
+        values (n_kv_heads, L, v_head_dim), still rotated, and the tokens' numbers (L,)."""
+        sinks = min(self.format.num_sinks, context.num_own)
+        length = self.format.row_length(context.num_own)
+        k, v = (x[context.slot, :, :length].astype(dtype) for x in self.arrays())
+        sealed = [segment.layers[self.layer] for segment in context.own_segments]
+        keys = [layer.keys(dtype, k.shape[-1]) for layer in sealed]
+        values = [layer.values(dtype) for layer in sealed]
+        num_newest = sum(layer.num_tokens for layer in sealed) + length - sinks
+        numbers = np.concatenate(
+            [np.arange(sinks), np.arange(context.num_own - num_newest, context.num_own)]
+        )
+        seen = slice(None)
+        if self.window is not None:
+            seen = slice(int((numbers <= context.num_own - self.window).sum()), None)
+        k, v = (
+            mx.concatenate([x[:, :sinks], *parts, x[:, sinks:]], axis=1)[:, seen]
+            for x, parts in ((k, keys), (v, values))
+        )
+        return k, v, numbers[seen]
+
+    def _bias(self, context: Context) -> mx.array | None:
+        """What is added to the scores of all that the context has sealed, (n_kv_heads, 1, 1, L),
+        or None where that is nothing."""
+        layers = [segment.layers[self.layer] for segment in context.segments]
+        if all(layer.bias is None for layer in layers):
+            return None
+        heads, own = self.arrays()[0].shape[1], self.sealed.get(context)
+        parts = [
+            mx.zeros((heads, layer.num_tokens)) if layer.bias is None else layer.bias
+            for layer in [*layers, *([own] if own else [])]
+        ]
+        return mx.concatenate(parts, axis=1)[:, None, None]
+
     def _past(self, context: Context, dtype: mx.Dtype, head_dim: int) -> tuple[mx.array, ...]:
         """Everything sealed that the context holds, read back, the span's own blocks last."""
         layers = [segment.layers[self.layer] for segment in context.segments]
@@ -278,3 +315,11 @@ class BatchQuantizedKVCache:
         if context in self._kept:
             self._kept[context] = past
         return past.keys_and_values()
+
+
+def _added(block: BlockView, bias: mx.array | None) -> mx.array | None:
+    """What is added to the scores of the sealed tokens that a block sees."""
+    if bias is None:
+        return block.past_mask
+    bias = bias[..., block.past_start : block.past_stop]
+    return bias if block.past_mask is None else bias + block.past_mask

@@ -260,7 +260,7 @@ def _runs(contexts: Sequence[Context], layer: int, window: int | None) -> list[R
     views, alone = [], defaultdict[tuple[KVFormat, int], list[tuple[KVSegment, int]]](list)
     for segment, rows in rows_of.items():
         mask = _run_mask(segment, [contexts[row] for row in rows], layer, window)
-        if len(rows) == 1 and mask is None:
+        if len(rows) == 1 and mask is None and segment.layers[layer].bias is None:
             held = segment.layers[layer]
             alone[held.format, held.num_tokens].append((segment, rows[0]))
         else:

@@ -62,7 +62,11 @@ class LayerKV:
 
     Channel keys are (n_kv_heads, head_dim, L), so that `quantized_matmul` reads them without
     a transpose and segments join along the last axis; token keys are (n_kv_heads, L, head_dim).
+    `bias` (n_kv_heads, L), if there is one, is added to the scores, in powers of two: a token
+    then weighs as much as all those that it stands for.
     """
+
+    bias: mx.array | None = None
 
     def __init__(self, format: KVFormat, k: Parts, v: Parts, v_dim: int) -> None:
         self.format, self.v_dim = format, v_dim
@@ -98,10 +102,15 @@ class LayerKV:
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in (*self.k, *self.v))
+        bias = 0 if self.bias is None else self.bias.nbytes
+        return sum(part.nbytes for part in (*self.k, *self.v)) + bias
 
     def scores(self, q: mx.array, dense: bool) -> mx.array:
         """q (n_kv_heads, R, head_dim) times the keys: (n_kv_heads, R, L)."""
+        scores = self._products(q, dense)
+        return scores if self.bias is None else scores + self.bias[:, None].astype(scores.dtype)
+
+    def _products(self, q: mx.array, dense: bool) -> mx.array:
         channel = self.format.key_axis == "channel"
         if self.format.bits is None or dense:
             keys = self._keys_as_stored(q.dtype)
@@ -268,7 +277,8 @@ class KVSegment:
 
     def arrays(self) -> list[mx.array]:
         """Every array of the segment, for evaluation."""
-        return [part for layer in self.layers for part in (*layer.k, *layer.v)]
+        parts = [part for layer in self.layers for part in (*layer.k, *layer.v)]
+        return parts + [layer.bias for layer in self.layers if layer.bias is not None]
 
     def cut(self, num_tokens: int) -> "KVSegment | None":
         """The first `num_tokens` tokens (a multiple of the block) as a segment of its own, or
