@@ -1,12 +1,9 @@
 """Prefill with our BLAS against prefill with the one that MLX's wheel brings along."""
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 from edgecortex.bench.report import Report, Row, make_report, median
+from edgecortex.bench.side import answer
 from edgecortex.errors import EdgeCortexError
 
 NUM_TOKENS = 512
@@ -40,14 +37,6 @@ def _figures(answer: dict[str, Any]) -> dict[str, float]:
 
 
 def _run(blas: str, model: str, prompt: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "edgecortex.cli.main", "run", "--json"]
-    command += ["--model", model, "--max-tokens", "1", prompt]
-    environment = {k: v for k, v in os.environ.items() if k != "EDGECORTEX_BLAS"}
-    if blas == "wheel":
-        environment["EDGECORTEX_BLAS"] = "off"
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise EdgeCortexError(f"a run with the BLAS {blas!r} failed: {done.stderr.strip()}")
-    return dict(json.loads(done.stdout))
+    command = ["run", "--json", "--model", model, "--max-tokens", "1", prompt]
+    variables = {"EDGECORTEX_BLAS": "off" if blas == "wheel" else ""}
+    return dict(answer(f"a run with the BLAS {blas!r}", "cli.main", *command, **variables))

@@ -4,13 +4,12 @@ Each side runs in a process of its own, in turns: ours, mlx-lm, ours, mlx-lm, â€
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from edgecortex.bench.report import Report, Row, make_report, median
-from edgecortex.errors import EdgeCortexError
+from edgecortex.bench.side import answer
 from edgecortex.models import resolve
 
 NUM_STEPS = 48  # that either side times
@@ -40,11 +39,7 @@ def measure(model: str, repeat: int, progress: Callable[[str], None]) -> Report:
 
 
 def _run(side: str, path: str) -> list[Row]:
-    command = [sys.executable, "-m", f"edgecortex.bench.decode_{side}", path]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        raise EdgeCortexError(f"the {side} side failed: {done.stderr.strip()[-2000:]}")
-    return list(json.loads(done.stdout))
+    return list(answer(f"the {side} side", f"bench.decode_{side}", path))
 
 
 def _figures(rows: list[Row]) -> dict[str, float]:

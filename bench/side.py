@@ -1,6 +1,7 @@
 """Parts of a benchmark that run in processes of their own: a job as JSON in, its result out."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,12 +21,26 @@ def run(module: str, job: str, **arguments: Any) -> Any:
     Raises:
         EdgeCortexError: it failed.
     """
-    command = [sys.executable, "-m", f"edgecortex.bench.{module}"]
     text = json.dumps([job, arguments])
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    return answer(f"the job {job!r} of {module}", f"bench.{module}", text=text)
+
+
+def answer(title: str, module: str, *arguments: str, text: str = "", **variables: str) -> Any:
+    """What the module `edgecortex.<module>` prints as JSON, run in a new process on this input
+    and with these environment variables.
+
+    Raises:
+        EdgeCortexError: it failed.
+    """
+    # Modules are looked for where this process has its own, not in the current folder.
+    environment = os.environ | {"PYTHONSAFEPATH": "1"} | variables
+    done = subprocess.run(
+        [sys.executable, "-m", f"edgecortex.{module}", *arguments],
+        env=environment, input=text, capture_output=True, text=True,
+    )  # fmt: skip
     if done.returncode:
         reason = done.stderr.strip()[-2000:] or f"exit status {done.returncode}"
-        raise EdgeCortexError(f"the job {job!r} of {module} failed: {reason}")
+        raise EdgeCortexError(f"{title} failed: {reason}")
     return json.loads(done.stdout)
 
 
