@@ -13,6 +13,9 @@ from edgecortex.generation import Generation
 
 if TYPE_CHECKING:
     from edgecortex.engine import Engine
+    from edgecortex.scheduler import Watcher
+    from edgecortex.warp.cortex import Cortex, CortexConfig
+    from edgecortex.warp.stream import Stream, Thought
 
 AnswerHook = Callable[[str | None, bool], None]
 """Takes an answer's text, None if it failed, and whether a stop string cut it."""
@@ -42,7 +45,15 @@ class Agent:
         self.priority = priority
         self.closed = False
         self.created = time.time()
+        self.cortex: Cortex | None = None
         self._current: Generation | None = None
+
+    side = False
+
+    @property
+    def watcher(self) -> "Watcher | None":
+        """Who follows its answers."""
+        return self.cortex
 
     @property
     def messages(self) -> list[Message]:
@@ -59,8 +70,17 @@ class Agent:
         """Bytes of KV that this agent holds now."""
         return self.engine.kv_nbytes(self)
 
-    def chat(self, text: str, sampling: SamplingParams | None = None) -> Generation:
+    def chat(
+        self,
+        text: str,
+        sampling: SamplingParams | None = None,
+        *,
+        watcher: "Watcher | None" = None,
+    ) -> Generation:
         """Asks, and returns the answer as a stream of text.
+
+        Args:
+            watcher: holds the answer until it lets it go.
 
         Raises:
             PromptError: `text` is empty or longer than the context.
@@ -75,7 +95,7 @@ class Agent:
         self._current = generation = Generation()
         generation.stats.num_dropped_messages = num_dropped
         try:
-            self.engine.submit(self, prompt_ids, sampling, generation, self._answered)
+            self.engine.submit(self, prompt_ids, sampling, generation, self._answered, watcher)
         except ClosedError:
             self._answered(None, False)
             raise
@@ -92,6 +112,51 @@ class Agent:
         """
         self._check_idle("tell")
         self.conversation.tell(text, reply, self.engine.context_length)
+
+    def think_with(self, config: "CortexConfig | None" = None) -> "Cortex":
+        """Lets Streams think for this agent, which is their River, and injects what they find.
+
+        Args:
+            config: how; None leaves it as it is, or takes the defaults.
+        """
+        from edgecortex.warp.cortex import Cortex, CortexConfig
+
+        if self.cortex is None or config is not None:
+            thoughts = self.cortex.thoughts if self.cortex else []
+            self.cortex = Cortex(self, config or CortexConfig(), thoughts)
+        return self.cortex
+
+    def spawn(self, task: str, *, role: str = "", kind: str = "TASK", mode: str = "") -> "Stream":
+        """Gives a task to a side agent, which thinks about it on a compressed view of this one's
+        context. What it finds is injected if it fits in: see `thoughts`.
+
+        Args:
+            role: what kind of helper it is to be, in words.
+            mode: `forward` or `graft`; the cortex's own if empty.
+
+        Raises:
+            PromptError: the task is empty or too long.
+            ConfigError: no such mode.
+            ClosedError: the agent or its engine is closed.
+        """
+        if self.closed:
+            raise ClosedError(f"cannot spawn: agent {self.name!r} is closed; make a new one")
+        return self.think_with().spawn(task, role=role, kind=kind, mode=mode)
+
+    @property
+    def thoughts(self) -> "list[Thought]":
+        """Of its Streams, in the order in which they began."""
+        return self.cortex.thoughts if self.cortex else []
+
+    def take_back(self, id: str) -> "Thought":
+        """Removes an accepted thought, by its id or how that begins, as if it had never been there.
+
+        Raises:
+            StateError: there is no such thought, or an answer is still being made.
+            ClosedError: the agent or its engine is closed.
+        """
+        self._check_idle("take back a thought")
+        return self.think_with().take_back(id)
 
     def fork(self, name: str | None = None) -> "Agent":
         """A new agent that has lived through the same conversation and goes on by itself.
@@ -168,6 +233,8 @@ class Agent:
     def _answered(self, text: str | None, cut: bool) -> None:
         """Called on the engine's thread when an answer is complete, before its consumer sees it."""
         generation, self._current = self._current, None
+        if self.cortex and generation:
+            self.cortex.river_ended(text is not None and not generation.cancelled)
         if text is None or generation is None:
             self.conversation.withdraw()
         else:

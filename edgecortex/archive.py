@@ -3,13 +3,15 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import partial
 
 from edgecortex.errors import StoreError
 from edgecortex.kv.blocks import BlockCodec, Snapshot
-from edgecortex.kv.context import Context
+from edgecortex.kv.context import Context, Mark
+from edgecortex.kv.segment import KVSegment
 from edgecortex.store.cache import Match, PersistentKVCache
-from edgecortex.store.entry import Arrays, Chain, Entry, window_of
+from edgecortex.store.entry import Arrays, Chain, Entry, thought, window_of
 from edgecortex.store.sessions import Session
 
 MAX_PENDING_BYTES = 1 << 30  # of KV that waits to be written
@@ -83,17 +85,20 @@ class Archive:
     def _entries(
         self, snapshot: Snapshot, tail: bool
     ) -> Iterator[tuple[Entry, Callable[[], Arrays]]]:
-        blocks = self.chain.blocks(snapshot.token_ids)
+        chain = replace(self.chain, marks=snapshot.marks)
+        for laid in snapshot.attached:
+            yield thought(laid.id, chain.root), partial(self.codec.thought, laid.segment)
+        blocks = chain.blocks(snapshot.token_ids)
         for i, block in enumerate(blocks):
             yield block, partial(self._paced, partial(snapshot.block, i))
         first = max(0, len(blocks) - self.codec.num_windows)
         if self.codec.num_windows:
             for i in range(first, len(blocks)):
                 yield window_of(blocks[i]), partial(self._paced, partial(snapshot.window, i))
-        rest = snapshot.token_ids[self.chain.stop(len(blocks)) :]
-        if tail and rest:
-            parent = blocks[-1].id if blocks else self.chain.root
-            yield self.chain.tail(parent, rest), snapshot.tail
+        stop = chain.stop(len(blocks))
+        if tail and (rest := snapshot.token_ids[stop:]):
+            parent = blocks[-1].id if blocks else chain.root
+            yield chain.tail(parent, rest, stop), snapshot.tail
 
     def _paced(self, make: Callable[[], Arrays]) -> Arrays:
         if self._busy() and not self._awaited:
@@ -117,10 +122,12 @@ class Archive:
 
     # Loading.
 
-    def match(self, token_ids: Sequence[int]) -> Match:
-        """What is stored of the beginning of these tokens; nothing if the store is unusable."""
+    def match(self, token_ids: Sequence[int], marks: Sequence[Mark] = ()) -> Match:
+        """What is stored of the beginning of these tokens, where `marks` say what foreign they
+        see; nothing if the store is unusable."""
         try:
-            return self.store.match(self.chain, token_ids, self.codec.num_windows)
+            chain = replace(self.chain, marks=tuple(marks))
+            return self.store.match(chain, token_ids, self.codec.num_windows)
         except StoreError as error:
             self.problem = error
             return Match()
@@ -152,3 +159,17 @@ class Archive:
             loading.layer_rows(),
         )
         self._start(lambda: self.store.touch(entries), 0)
+
+    def load_thought(self, id: str, start: int, num_tokens: int) -> KVSegment:
+        """A foreign segment that was saved.
+
+        Raises:
+            DamagedError: it is not there, or not whole.
+        """
+        found: list[KVSegment] = []
+
+        def take(_: int, arrays: Arrays) -> None:
+            found.append(self.codec.segment_of(arrays, start, num_tokens))
+
+        self.store.read([thought(id, self.chain.root)], take)
+        return found[0]

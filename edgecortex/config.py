@@ -48,7 +48,8 @@ class EngineConfig:
     `kv_budget_bytes` bounds it (None: half of the device's memory), `context_length` caps the
     model's own limit. While others decode, the share of a prefill in a step is kept so small
     that a step takes at most `max_gap` times as long as without; alone it takes `prefill_chunk`
-    tokens a step.
+    tokens a step. Beside side agents the others keep `river_share` of the speed that they have
+    alone.
 
     With `use_store` KV is kept on disk too, in `store_path` (None: the usual folder), up to
     `store_max_bytes` (None: without end) beside what sessions hold.
@@ -62,6 +63,7 @@ class EngineConfig:
     context_length: int | None = None
     prefill_chunk: int = 512
     max_gap: float = 2.5
+    river_share: float = 0.8
     max_batch: int = 256
     use_store: bool = True
     store_path: Path | None = None
@@ -80,3 +82,5 @@ class EngineConfig:
             value = getattr(self, name)
             _check(value is None or value >= least, name, f"at least {least}", value)
         _check(self.max_gap > 1, "max_gap", "above 1", self.max_gap)
+        in_range = 0 < self.river_share <= 1
+        _check(in_range, "river_share", "above 0 and at most 1", self.river_share)

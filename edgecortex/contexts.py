@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgecortex.archive import Archive
 from edgecortex.errors import BudgetError, StoreError
-from edgecortex.kv.context import Context
+from edgecortex.kv.context import Attachment, Context, Trace, marks_of
 from edgecortex.kv.pool import BlockPool
 from edgecortex.store.cache import Match
 from edgecortex.store.sessions import Session
@@ -27,6 +27,15 @@ class Recalled:
     num_disk_tokens: int
 
 
+@dataclass
+class Foreign:
+    """What a context has beside its own tokens."""
+
+    base: int = 0
+    attached: Sequence[Attachment] = ()
+    trace: Trace | None = None
+
+
 class AgentContexts:
     """The contexts of all agents: resident, or on disk once they had to make room.
 
@@ -38,6 +47,7 @@ class AgentContexts:
         self.pool, self.archive = pool, archive
         self._contexts: dict[Agent, Context] = {}
         self._spilled: dict[Agent, Future[int]] = {}
+        self._foreign: dict[Agent, Foreign] = {}  # of agents that are not resident
         pool.on_evict = self._spill
 
     def get(self, agent: "Agent") -> Context | None:
@@ -47,6 +57,7 @@ class AgentContexts:
     def release(self, agent: "Agent") -> None:
         """Frees an agent's KV."""
         self._spilled.pop(agent, None)
+        self._foreign.pop(agent, None)
         if context := self._contexts.pop(agent, None):
             self.pool.close(context)
 
@@ -57,20 +68,54 @@ class AgentContexts:
             with contextlib.suppress(BudgetError):
                 self._contexts[child] = self.pool.fork(context)
             self.pool.release(context)
+        elif parent in self._foreign:
+            self._foreign[child] = self._foreign[parent]
+
+    def begin(self, agent: "Agent", foreign: Foreign) -> None:
+        """Lets the context of an agent that has none begin with what is not its own."""
+        self._foreign[agent] = foreign
+
+    def attached(self, agent: "Agent") -> Sequence[Attachment]:
+        """The foreign segments that an agent sees."""
+        context = self._contexts.get(agent)
+        return context.attached if context else self._foreign.get(agent, Foreign()).attached
+
+    def lift(self, agent: "Agent", id: str) -> None:
+        """Takes a foreign segment back, and what has seen it."""
+        if context := self._contexts.get(agent):
+            self.pool.lift(context, id)
+        elif foreign := self._foreign.get(agent):
+            foreign.attached = [laid for laid in foreign.attached if laid.id != id]
+
+    def _open(self, agent: "Agent") -> Context:
+        """
+        Raises:
+            BudgetError: there is no room for its row.
+        """
+        if agent not in self._contexts:
+            context = self._contexts[agent] = self.pool.open()
+            foreign = self._foreign.pop(agent, Foreign())
+            context.base, context.trace = foreign.base, foreign.trace
+            for laid in foreign.attached:
+                self.pool.lay(context, laid.segment, laid.id, laid.at)
+        return self._contexts[agent]
 
     def recall(self, agent: "Agent", prompt_ids: Sequence[int], num_tokens: int) -> Recalled | None:
         """Finds an agent a context with what is known of its prompt, but for the last token at
         least, and room for `num_tokens`. None if there is no room now."""
         self._await_spill(agent)
         try:
-            context = self._contexts.get(agent) or self.pool.open()
+            context = self._open(agent)
         except BudgetError:
             return None
-        self._contexts[agent] = context
         wanted = prompt_ids[:-1]
         self._share(context, wanted)
-        self.pool.truncate(context, common_prefix_len(context.token_ids, wanted))
-        match, worthwhile = self._match(wanted), self.pool.format.block if context.num_own else 1
+        common = common_prefix_len(context.token_ids, wanted)
+        if common < context.num_own:  # the conversation has taken another course
+            context.show_attached_from(common)
+        self.pool.truncate(context, common)
+        match = self._match(wanted, context)
+        worthwhile = self.pool.format.block if context.num_own else 1
         if match.num_tokens >= context.num_own + worthwhile:
             self.pool.truncate(context, 0)
         num_memory = context.num_own
@@ -81,8 +126,11 @@ class AgentContexts:
             self.pool.acquire(context, num_tokens)
         return Recalled(context, num_memory, context.num_own - num_memory)
 
-    def _match(self, wanted: Sequence[int]) -> Match:
-        return self.archive.match(wanted) if self.archive else Match()
+    def _match(self, wanted: Sequence[int], context: Context | None = None) -> Match:
+        """What is stored of these tokens, as they are where a context is to hold them."""
+        if self.archive is None or (context and context.base):
+            return Match()
+        return self.archive.match(wanted, context.marks if context else ())
 
     def _load(self, context: Context, wanted: Sequence[int], match: Match) -> None:
         """Fills an empty context from disk, less what turns out to be unusable there."""
@@ -91,7 +139,7 @@ class AgentContexts:
                 self.archive.load(context, wanted, match)
                 return
             except StoreError:
-                match = self.archive.match(wanted)
+                match = self._match(wanted, context)
 
     def holds(self, agent: "Agent", ids: Sequence[int]) -> bool:
         """Whether an agent's resident context begins with these tokens."""
@@ -117,28 +165,34 @@ class AgentContexts:
     def save(self, agent: "Agent", session: Session) -> "Future[int]":
         """Starts to store all of an agent's KV, and then a manifest of it. There is a store."""
         assert self.archive is not None
-        if context := self._contexts.get(agent):
+        context = self._contexts.get(agent)
+        if context and not context.base:
             return self.archive.save(context, tail=True, session=session)
         return self.archive.save_session(session)
 
     def save_blocks(self, agent: "Agent") -> None:
         """Starts to store an agent's sealed KV, if it has any and there is a store."""
         context = self._contexts.get(agent)
-        if self.archive and context and context.segments and not context.num_attached:
+        if self.archive and context and context.own_segments and not context.base:
             self.archive.save(context)
 
     def num_stored(self, agent: "Agent", token_ids: Sequence[int]) -> int:
         """How many of these tokens `save` would leave stored."""
         self._await_spill(agent)
         if context := self._contexts.get(agent):
-            return common_prefix_len(context.token_ids, token_ids)
-        return self._match(token_ids).num_tokens
+            return 0 if context.base else common_prefix_len(context.token_ids, token_ids)
+        foreign = self._foreign.get(agent, Foreign())
+        if self.archive is None or foreign.base:
+            return 0
+        return self.archive.match(token_ids, marks_of(foreign.attached)).num_tokens
 
     def _resident(self) -> list[Context]:
-        return [context for context in self._contexts.values() if not context.num_attached]
+        return [c for c in self._contexts.values() if not c.attached and not c.base]
 
     def _share(self, context: Context, wanted: Sequence[int]) -> None:
         """Lets a context begin with another's blocks if that is more than it has."""
+        if context.attached or context.base:
+            return
         others = [c for c in self._resident() if c is not context]
         shared = {c: self.shared_len(c.token_ids, wanted) for c in others}
         donor = max(others, key=lambda c: shared[c], default=None)
@@ -148,8 +202,10 @@ class AgentContexts:
     def _spill(self, context: Context) -> None:
         """Moves a context to disk, if there is a store; its agent finds it there."""
         agent = next(agent for agent, held in self._contexts.items() if held is context)
-        if self.archive and not context.num_attached:
+        if self.archive and not context.base:
             self._spilled[agent] = self.archive.save(context, tail=True)
+        if context.base or context.attached or context.trace:
+            self._foreign[agent] = Foreign(context.base, context.attached, context.trace)
         del self._contexts[agent]
 
     def _await_spill(self, agent: "Agent") -> None:

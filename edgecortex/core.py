@@ -1,6 +1,8 @@
 """The engine's inside: single-threaded, one `step()` at a time."""
 
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -32,6 +34,7 @@ class EngineCore:
         self.pool = self.runner.pool
         self.scheduler = Scheduler(config, self._admit, self._holds)
         self.contexts = AgentContexts(self.pool, self._open_archive())
+        self._jobs: deque[Callable[[], object]] = deque()
         self.overhead_s = self.sample_s = 0.0  # so far, in steps
 
     @property
@@ -42,7 +45,11 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return bool(self._jobs) or self.scheduler.has_work
+
+    def defer(self, job: Callable[[], object]) -> None:
+        """Has a job done between steps, one before each."""
+        self._jobs.append(job)
 
     # Agents.
 
@@ -84,11 +91,14 @@ class EngineCore:
 
     def step(self) -> None:
         """Schedule, run, postprocess."""
+        if self._jobs:
+            self._jobs.popleft()()
         start = time.perf_counter()
         self._drop_cancelled()
         batch = self.scheduler.schedule()
         if not batch:
             self._refuse_stuck()
+            self._tell_read()
             return
         elsewhere = self.runner.model_s + self.sample_s
         try:
@@ -99,7 +109,16 @@ class EngineCore:
             return
         seconds = time.perf_counter() - start
         self.overhead_s += seconds - (self.runner.model_s + self.sample_s - elsewhere)
-        self.scheduler.observe([n for _, n in batch], seconds)
+        self.scheduler.observe(batch, seconds)
+        self._tell_read()
+
+    def _tell_read(self) -> None:
+        """Tells whoever waits for it that a held answer's prompt is read."""
+        for request in list(self.scheduler.running):
+            if request.held and not request.wanted() and not request.told_read:
+                request.told_read = True
+                assert request.watcher
+                request.watcher.has_read()
 
     def _run(self, batch: list[tuple[Request, int]]) -> tuple[list[Request], mx.array]:
         """Feeds the batch. Returns who gets a token, and the logits of just these."""
@@ -133,7 +152,10 @@ class EngineCore:
         request.detokenizer.add_token(token)
         request.text += request.detokenizer.last_segment
         _cut_at_stop(request)
-        request.generation.add_token(token, _emit(request, hold=not request.cut))
+        piece = _emit(request, hold=not request.cut)
+        request.generation.add_token(token, piece)
+        if request.watcher and piece:
+            request.watcher.heard(piece)
         if request.generation.stats.num_generated_tokens == 1 and self.pool.slides:
             self.contexts.save_blocks(request.agent)  # windows can be stored at their end only
         if request.cut:
@@ -141,11 +163,12 @@ class EngineCore:
         stats = request.generation.stats
         if stats.num_generated_tokens >= request.sampling.max_tokens:
             return "length"
-        full = stats.num_prompt_tokens + stats.num_generated_tokens >= self.context_length
-        return "context" if full else None
+        assert request.context is not None
+        return "context" if request.context.position + 1 >= self.context_length else None
 
     def _finish(self, request: Request, reason: str, error: Exception | None = None) -> None:
         self.scheduler.remove(request)
+        request.generation.error = error
         if not request.cut:
             request.detokenizer.finalize()
             request.text += request.detokenizer.last_segment
@@ -155,7 +178,7 @@ class EngineCore:
             if error is None:
                 self.contexts.save_blocks(request.agent)
         request.answered(None if error else request.text, request.cut)
-        request.generation.finish(reason, _emit(request, hold=False), error)
+        request.generation.finish(reason, _emit(request, hold=False))
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Ends an answer with an error and lets its KV go: nobody knows how far it got."""
@@ -175,6 +198,8 @@ class EngineCore:
         if found is None:
             return False
         request.context = found.context
+        if request.watcher:
+            request.watcher.admitted(found.context)
         stats = request.generation.stats
         stats.num_prompt_tokens = len(request.prompt_ids)
         stats.num_memory_tokens = found.num_memory_tokens
@@ -184,10 +209,11 @@ class EngineCore:
     def _holds(self, request: Request) -> bool:
         """Whether to wait: another prompt that is being read begins as this one does, so that
         soon its blocks can be shared."""
-        if self.pool.slides:
-            return False  # what lies before a window could not be shared
+        if self.pool.slides or request.side:
+            return False  # what lies before a window, or elsewhere, could not be shared
         ids = request.prompt_ids[:-1]
-        readers = [r for r in self.scheduler.running if r.context and r.pending() > 1]
+        running = self.scheduler.running
+        readers = [r for r in running if r.context and r.pending() > 1 and not r.side]
         shared = ((r, self.contexts.shared_len(r.prompt_ids, ids)) for r in readers)
         ahead = max((n for r, n in shared if r.context and n > r.context.num_own), default=0)
         if not ahead or ahead <= self.contexts.num_resident(request.agent, ids):

@@ -22,7 +22,7 @@ from edgecortex.errors import ClosedError, StoreError
 from edgecortex.generation import Generation
 from edgecortex.models import resolve
 from edgecortex.models.adapter import LoadedModel, load_model
-from edgecortex.scheduler import Request
+from edgecortex.scheduler import Request, Watcher
 from edgecortex.store.cache import PersistentKVCache
 from edgecortex.store.sessions import check_name
 
@@ -199,15 +199,25 @@ class Engine:
         sampling: SamplingParams,
         generation: Generation,
         answered: AnswerHook,
+        holder: Watcher | None = None,
     ) -> None:
-        """Queues an answer to be made.
+        """Queues an answer to be made; a `holder` holds it when its prompt is read.
 
         Raises:
             ClosedError: the engine is closed.
         """
         detokenizer = self.model.tokenizer.detokenizer()
         request = Request(
-            agent, prompt_ids, sampling, generation, answered, detokenizer, agent.priority
+            agent,
+            prompt_ids,
+            sampling,
+            generation,
+            answered,
+            detokenizer,
+            agent.priority,
+            side=agent.side,
+            held=holder is not None,
+            watcher=holder or agent.watcher,
         )
         self._post(lambda: self.core.add(request))
 
@@ -216,6 +226,8 @@ class Engine:
         conversation = parent.conversation.copy()
         child = Agent(self, _named(name), conversation, parent.sampling, parent.priority)
         self.call(lambda: self.core.contexts.fork(parent, child))
+        if parent.cortex:
+            child.think_with(parent.cortex.config).thoughts += parent.cortex.accepted
         return child
 
     def save(self, agent: Agent, name: str) -> "Future[int]":
@@ -226,7 +238,12 @@ class Engine:
     def release(self, agent: Agent) -> None:
         """Frees an agent's KV; harmless on a closed engine, which holds none."""
         with contextlib.suppress(ClosedError):
-            self._post(lambda: self.core.release(agent))
+            self._post(lambda: self._forget(agent))
+
+    def _forget(self, agent: Agent) -> None:
+        self.core.release(agent)
+        if agent.cortex:
+            agent.cortex.close()
 
     def kv_nbytes(self, agent: Agent) -> int:
         """Bytes of KV that an agent holds."""

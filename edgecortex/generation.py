@@ -59,9 +59,9 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     cancelled: bool = False
+    error: Exception | None = None
     _pieces: "queue.SimpleQueue[str | None]" = field(default_factory=queue.SimpleQueue)
     _text: list[str] = field(default_factory=list)
-    _error: Exception | None = None
     _done: bool = False
     _wake: Callable[[], None] = lambda: None
 
@@ -113,8 +113,8 @@ class Generation:
         return piece or ""
 
     def _raise(self) -> None:
-        if self._error:
-            raise self._error
+        if self.error:
+            raise self.error
 
     # The engine's side.
 
@@ -128,11 +128,10 @@ class Generation:
         self.stats.decode_s = now - self.stats.ttft_s
         self._put(text)
 
-    def finish(self, reason: str, text: str = "", error: Exception | None = None) -> None:
-        """Ends the stream with the last of the text, or with an error to raise."""
+    def finish(self, reason: str, text: str = "") -> None:
+        """Ends the stream with the last of the text, or with `error` to raise."""
         self.stats.finish_reason = reason
         self.stats.ttft_s = self.stats.ttft_s or time.perf_counter() - self.started
-        self._error = error
         self._put(text)
         self._put(None)
 

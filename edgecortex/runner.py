@@ -5,11 +5,12 @@ import time
 from collections.abc import Iterable, Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from edgecortex.config import EngineConfig
 from edgecortex.errors import ModelError
 from edgecortex.kv.blocks import Shape
-from edgecortex.kv.context import Context
+from edgecortex.kv.context import Context, Trace
 from edgecortex.kv.format import FORMATS, KV4, KVFormat
 from edgecortex.kv.plan import StepPlan
 from edgecortex.kv.pool import BlockPool
@@ -49,6 +50,7 @@ class ModelRunner:
         wanted = None if all_rows else plan.last_rows()
         start = time.perf_counter()
         logits = self.model.forward(plan.tokens, self.pool.caches, wanted)
+        self._trace(plan)
         built = time.perf_counter()
         self.pool.commit(plan)
         arrays = self.pool.arrays()
@@ -56,6 +58,27 @@ class ModelRunner:
         mx.eval(logits, arrays)
         self.model_s += time.perf_counter() - committed + built - start
         return [share.context for share in plan.shares], logits
+
+    def hidden_of(self, token_ids: Sequence[int]) -> np.ndarray:
+        """The last layer's hidden states of these tokens by themselves, (L, hidden_size).
+
+        Raises:
+            BudgetError: there is no room for a row.
+        """
+        context = self.pool.open()
+        context.trace = Trace(0, 0, len(token_ids))
+        self.run([(context, token_ids)])
+        self.pool.close(context)
+        return np.array(context.trace.hidden.all().astype(mx.float32))
+
+    def _trace(self, plan: StepPlan) -> None:
+        """Keeps the last hidden states of contexts that want them."""
+        hidden = self.model.selection.hidden
+        assert hidden is not None
+        for share in plan.shares:
+            if trace := share.context.trace:
+                trace.add_hidden(hidden[share.start : share.start + share.num_tokens, 0])
+        self.model.selection.hidden = None
 
 
 def make_pool(

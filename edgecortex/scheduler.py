@@ -3,12 +3,13 @@
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgecortex.config import EngineConfig, SamplingParams
 from edgecortex.generation import Generation
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import FORMATS, KV4
+from edgecortex.yielding import SideShare
 
 if TYPE_CHECKING:
     from edgecortex.agent import Agent, AnswerHook
@@ -16,9 +17,26 @@ if TYPE_CHECKING:
 MIN_SHARE = 16  # tokens of a prefill that always go into a step, so that it never starves
 
 
+class Watcher(Protocol):
+    """Is told, on the engine's thread, how an answer comes along."""
+
+    def admitted(self, context: Context) -> None:
+        """It has got a context."""
+
+    def has_read(self) -> None:
+        """All of the prompt but its last token is read."""
+
+    def heard(self, text: str) -> None:
+        """Text has come."""
+
+
 @dataclass(eq=False)
 class Request:
-    """One answer to make. Lower `priority` goes first."""
+    """One answer to make. Lower `priority` goes first.
+
+    A `side` request takes what the others leave. One that is `held` reads its prompt but for the
+    last token, and waits.
+    """
 
     agent: "Agent"
     prompt_ids: list[int]
@@ -27,12 +45,17 @@ class Request:
     answered: "AnswerHook"
     detokenizer: Any
     priority: int = 0
+    side: bool = False
+    held: bool = False
+    watcher: Watcher | None = None
     text: str = ""
     cut: bool = False  # at a stop string
     num_emitted: int = 0
     seed: int = field(default_factory=lambda: secrets.randbits(32))
     context: Context | None = None
     num_stored: int | None = None  # leading tokens of the prompt on disk, once that was asked
+    last_step: int = 0  # in which it had a share
+    told_read: bool = False
 
     def __post_init__(self) -> None:
         if self.sampling.seed is not None:
@@ -61,6 +84,10 @@ class Request:
         fed = 0 if self.context is None else self.context.num_own
         return len(self.prompt_ids) + len(self.generation.token_ids) - fed
 
+    def wanted(self) -> int:
+        """Tokens that it may be fed now."""
+        return self.pending() - self.held
+
 
 class Scheduler:
     """Continuous batching: every running answer decodes in every step, prefills fill up.
@@ -79,12 +106,14 @@ class Scheduler:
         self._format = FORMATS.get(config.kv_format, KV4)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
+        self.side_share = SideShare(config.river_share, config.max_gap)
+        self._num_steps = 0
         self._decode_s: float | None = None
         self._prefill_token_s: float | None = None
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting) or any(r.wanted() for r in self.running)
 
     def add(self, request: Request) -> None:
         """Queues a request behind those of its priority."""
@@ -97,25 +126,59 @@ class Scheduler:
             if request in queue:
                 queue.remove(request)
 
+    def let_go(self, agent: "Agent") -> None:
+        """Lets an agent's answer begin, if it was held."""
+        for request in self._of(agent):
+            request.held = False
+
+    def text_of(self, agent: "Agent") -> str:
+        """What an agent has said so far of the answer it is making."""
+        return "".join(request.text for request in self._of(agent))
+
+    def _of(self, agent: "Agent") -> list[Request]:
+        return [request for request in (*self.running, *self.waiting) if request.agent is agent]
+
     def schedule(self) -> list[tuple[Request, int]]:
         """The next step's requests and how many tokens each one feeds."""
         self._admit_waiting()
-        batch, prefilling = [], []
-        for request in self.running:
-            if request.pending() == 1:
-                batch.append((request, 1))
-            else:
-                prefilling.append(request)
+        self._num_steps += 1
+        able = [request for request in self.running if request.wanted()]
+        main = [request for request in able if not request.side]
+        batch = self._shares(main or able)
+        if main and len(main) < len(able) and all(n == 1 for _, n in batch):
+            batch += self._side_shares([request for request in able if request.side])
+        for request, _ in batch:
+            request.last_step = self._num_steps
+        return batch
+
+    def _shares(self, able: Sequence[Request]) -> list[tuple[Request, int]]:
+        """Everyone who decodes, and prefills as far as there is room beside them."""
+        batch = [(request, 1) for request in able if request.pending() == 1]
+        prefilling = [request for request in able if request.pending() > 1]
         room = self.prefill_room() if batch else self.config.prefill_chunk
         for request in sorted(prefilling, key=lambda r: r.priority):
             if room <= 0:
                 break
-            assert request.context is not None
-            share = self._format.share(request.context.num_own, room)
-            share = min(share, request.pending())
+            share = self._prefill_share(request, room)
             batch.append((request, share))
             room -= share
         return batch
+
+    def _side_shares(self, side: list[Request]) -> list[tuple[Request, int]]:
+        """Who of the others goes along, the longest waiting first."""
+        batch: list[tuple[Request, int]] = []
+        room = self.side_share.room(sum(request.wanted() for request in side))
+        for request in sorted(side, key=lambda r: r.last_step):
+            if room <= 0:
+                break
+            share = self._prefill_share(request, room)
+            batch.append((request, share))
+            room -= share
+        return batch
+
+    def _prefill_share(self, request: Request, room: int) -> int:
+        assert request.context is not None
+        return min(self._format.share(request.context.num_own, room), request.wanted())
 
     def _admit_waiting(self) -> None:
         for request in list(self.waiting):
@@ -135,8 +198,15 @@ class Scheduler:
         spare = (self.config.max_gap - 1) * self._decode_s / self._prefill_token_s
         return max(MIN_SHARE, min(int(spare), self.config.prefill_chunk))
 
-    def observe(self, shares: Sequence[int], seconds: float) -> None:
+    def observe(self, batch: Sequence[tuple[Request, int]], seconds: float) -> None:
         """Learns from a step: how long decoding takes, and a token of prefill beside it."""
+        main = [n for request, n in batch if not request.side]
+        num_side = sum(n for request, n in batch if request.side)
+        if main:
+            self.side_share.observe(num_side, seconds, decoding=max(main) == 1)
+        if main and num_side:
+            return
+        shares = [n for _, n in batch]
         num_prefill = sum(n for n in shares if n > 1)
         if not num_prefill:
             self._decode_s = _blend(self._decode_s, seconds)

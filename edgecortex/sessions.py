@@ -1,14 +1,18 @@
 """Agents kept as sessions of the store, and brought back. Runs on the engine's thread."""
 
+import contextlib
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgecortex.archive import Archive
+from edgecortex.contexts import Foreign
 from edgecortex.core import EngineCore
 from edgecortex.errors import StoreError
+from edgecortex.kv.context import Attachment
 from edgecortex.store.sessions import Session
+from edgecortex.warp.stream import Thought
 
 if TYPE_CHECKING:
     from edgecortex.agent import Agent
@@ -28,6 +32,7 @@ class Restored:
     seconds: float
     same_model: bool
     same_format: bool
+    num_lost_thoughts: int = 0
 
     @property
     def notice(self) -> str:
@@ -36,6 +41,8 @@ class Restored:
             return "this is another model than the session's: its text is read again"
         if not self.same_format:
             return "the session's KV has another format: its tokens are read again"
+        if self.num_lost_thoughts:
+            return f"{self.num_lost_thoughts} of the thoughts injected into it could not be read"
         missing = self.num_tokens - self.num_memory_tokens - self.num_disk_tokens
         if missing > 1:  # the newest token is never stored: it has not been fed yet
             return f"the KV of {missing:,} of its {self.num_tokens:,} tokens is read again"
@@ -65,6 +72,7 @@ def save(core: EngineCore, agent: "Agent", name: str, model: str) -> "Future[int
         rendered=told.rendered,
         created=agent.created,
         updated=now,
+        thoughts=[thought.to_dict() for thought in agent.thoughts if thought.status == "accepted"],
     )
     return core.contexts.save(agent, session)
 
@@ -82,6 +90,7 @@ def restore(core: EngineCore, agent: "Agent", session: Session) -> Restored:
         session.token_ids if same_model else [],
         session.rendered if same_model else "",
     )
+    num_lost = _put_back(core, agent, session)
     found, num_tokens = None, len(session.token_ids) + 1
     if same_model and 1 < num_tokens <= core.context_length:
         found = core.contexts.recall(agent, [*session.token_ids, 0], num_tokens)
@@ -94,7 +103,22 @@ def restore(core: EngineCore, agent: "Agent", session: Session) -> Restored:
         time.perf_counter() - start,
         same_model,
         session.root == archive.chain.root,
+        num_lost,
     )
+
+
+def _put_back(core: EngineCore, agent: "Agent", session: Session) -> int:
+    """Lets an agent see again what had been injected into its session. Returns how many thoughts
+    could not be read, or are of another model or format."""
+    archive, found = archive_of(core), []
+    for kept in session.thoughts if session.root == archive.chain.root else ():
+        with contextlib.suppress(StoreError):
+            segment = archive.load_thought(kept["id"], kept["start"], kept["num_tokens"])
+            found.append((Attachment(segment, kept["at"], kept["id"]), kept))
+    if found:
+        core.contexts.begin(agent, Foreign(attached=[laid for laid, _ in found]))
+        agent.think_with().thoughts += [Thought.from_dict(kept) for _, kept in found]
+    return len(session.thoughts) - len(found)
 
 
 def archive_of(core: EngineCore) -> Archive:

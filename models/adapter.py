@@ -96,7 +96,8 @@ class LoadedModel:
 
 
 class Selection:
-    """Which rows of a step go on to the output head, and their last hidden states."""
+    """Which rows of a step go on to the output head, and the last hidden states of all rows
+    (T, 1, hidden_size)."""
 
     rows: mx.array | None = None
     hidden: mx.array | None = None
@@ -150,9 +151,8 @@ def _select_rows(model: Any) -> Selection:
     class Selecting(kind):  # type: ignore[misc, valid-type]
         def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
             hidden = super().__call__(*args, **kwargs)
-            rows = selection.rows
-            selection.hidden = hidden if rows is None else hidden[rows]
-            return selection.hidden
+            selection.hidden = hidden
+            return hidden if selection.rows is None else hidden[selection.rows]
 
     backbone.__class__ = Selecting
     return selection

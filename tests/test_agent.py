@@ -226,7 +226,8 @@ def test_an_event_loop_that_is_gone_does_not_disturb_the_engine(engine: Engine) 
 def test_an_error_ends_an_async_stream() -> None:
     answer = Generation()
     answer.add_token(1, "a")
-    answer.finish("error", error=ValueError("broken"))
+    answer.error = ValueError("broken")
+    answer.finish("error")
 
     async def read() -> list[str]:
         return [piece async for piece in answer]

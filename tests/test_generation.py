@@ -35,7 +35,8 @@ def test_text_is_the_whole_however_much_was_read_before() -> None:
 def test_an_error_is_raised_after_the_text_and_each_time() -> None:
     generation = Generation()
     generation.add_token(1, "a")
-    generation.finish("error", error=ValueError("broken"))
+    generation.error = ValueError("broken")
+    generation.finish("error")
     pieces = iter(generation)
     assert next(pieces) == "a"
     with pytest.raises(ValueError, match="broken"):

@@ -161,7 +161,7 @@ class BatchQuantizedKVCache:
             start = view.span.start
             span_q = rows[start : start + view.span.num_tokens].transpose(1, 2, 0, 3)
             if trace := view.span.context.trace:
-                trace.queries[self.layer].append(span_q[:, :, -trace.length :])
+                trace.add(self.layer, span_q)
             attended = self._prefill(span_q, view)
             out.append(attended.transpose(2, 0, 1, 3))
         self._new = None
@@ -176,7 +176,7 @@ class BatchQuantizedKVCache:
         assert self._plan is not None
         for i, share in enumerate(self._plan.singles):
             if trace := share.context.trace:
-                trace.queries[self.layer].append(rows[i, :, :, None])
+                trace.add(self.layer, rows[i, :, :, None])
 
     def seal_rows(self, slots: mx.array) -> list[LayerKV]:
         """Seals the full blocks in these slots' rows, a run for each."""

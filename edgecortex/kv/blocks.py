@@ -7,13 +7,13 @@ its bits, in 16-bit integers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from edgecortex.kv.context import Context
+from edgecortex.kv.context import Attachment, Context, Mark
 from edgecortex.kv.memory import unwritten
 from edgecortex.kv.pool import BlockPool
 from edgecortex.kv.segment import KVSegment, LayerKV, Member, row_dtype
@@ -72,10 +72,35 @@ class BlockCodec:
             for group in self.groups
             for kind in "kv"
         }
-        return Snapshot(self, list(context.token_ids), segments, rows)
+        attached = tuple(context.attached)
+        return Snapshot(self, list(context.token_ids), segments, rows, context.marks, attached)
 
     def _row(self, layer: int, kind: str, slot: int) -> np.ndarray:
         return _numpy(self.pool.caches[layer].arrays()[kind == "v"])[slot]
+
+    def thought(self, segment: KVSegment) -> dict[str, np.ndarray]:
+        """The arrays of an attached segment, layer by layer. It is not quantized."""
+        layers = [_layer_views(layer) for layer in segment.layers]
+        return {
+            f"{i}.{kind}": x
+            for i, kv in enumerate(layers)
+            for kind, x in zip("kv", kv, strict=True)
+        }
+
+    def segment_of(self, arrays: Arrays, start: int, num_tokens: int) -> KVSegment:
+        """The segment that `thought` took apart.
+
+        Raises:
+            KeyError: a layer is missing.
+        """
+        format, layers = replace(self.format, bits=None), []
+        dtypes = {layer: group.row_dtype for group in self.groups for layer in group.layers}
+        for i in range(len(self.pool.caches)):
+            k, v = (_as(mx.array(arrays[f"{i}.{kind}"]), dtypes[i]) for kind in "kv")
+            layers.append(LayerKV(format, (k,), (v,), v.shape[-1]))
+        segment = KVSegment(layers, start, num_tokens)
+        mx.eval(segment.arrays())
+        return segment
 
     def loading(self, num_blocks: int) -> "Loading":
         """Room for that many blocks, to be filled and then attached."""
@@ -91,6 +116,8 @@ class Snapshot:
     token_ids: list[int]
     segments: "list[_Views]"
     rows: dict[str, np.ndarray]
+    marks: tuple[Mark, ...]
+    attached: tuple[Attachment, ...]
 
     @property
     def num_blocks(self) -> int:

@@ -159,8 +159,11 @@ class SpanView:
         positions = context.base + np.where(index < format.num_sinks, index, index + sealed_before)
         fresh = positions[format.num_sinks : format.num_sinks + num_sealed]
         past = np.concatenate([*_stored_positions(context, layer), fresh])
+        seen_from = _seen_from(context, layer, len(past)) - context.num_own + filled
         blocks = [
-            _block_view(first, stop, b, filled, positions, past, num_sealed, format, window)
+            _block_view(
+                first, stop, b, filled, positions, past, seen_from, num_sealed, format, window
+            )
             for b, first, stop in _block_bounds(filled, total, format)
         ]
         return cls(span, filled, num_sealed, blocks)
@@ -185,6 +188,7 @@ def _block_view(
     filled: int,
     positions: np.ndarray,
     past: np.ndarray,
+    seen_from: np.ndarray,
     num_sealed: int,
     format: KVFormat,
     window: int | None,
@@ -196,11 +200,15 @@ def _block_view(
     rows = np.arange(first, stop)
     seen = columns[None] <= rows[:, None]
     past_stop = len(past) - num_sealed + b * format.block
+    past, seen_from = past[:past_stop], seen_from[:past_stop]
     past_start, past_mask = 0, None
-    if window is not None:
-        floor = positions[rows][:, None] - window
-        seen &= positions[columns][None] > floor
-        past_start, past_mask = _windowed_past(past[:past_stop], floor)
+    if window is not None or (seen_from > first).any():
+        past_seen = seen_from[None] <= rows[:, None]
+        if window is not None:
+            floor = positions[rows][:, None] - window
+            seen &= positions[columns][None] > floor
+            past_seen &= past[None] > floor
+        past_start, past_mask = _visible(past_seen)
     return BlockView(
         first - filled,
         stop - filled,
@@ -213,11 +221,10 @@ def _block_view(
     )
 
 
-def _windowed_past(past: np.ndarray, floor: np.ndarray) -> tuple[int, mx.array | None]:
+def _visible(seen: np.ndarray) -> tuple[int, mx.array | None]:
     """The first column that any row sees, and the mask from there on if one is needed."""
-    seen = past[None] > floor
     visible = seen.any(axis=0)
-    start = int(visible.argmax()) if visible.any() else len(past)
+    start = int(visible.argmax()) if visible.any() else seen.shape[1]
     seen = seen[:, start:]
     return start, None if seen.all() else _additive(seen)
 
@@ -232,6 +239,17 @@ def _stored_positions(context: Context, layer: int) -> list[np.ndarray]:
         np.arange(segment.stop - segment.layers[layer].num_tokens, segment.stop)
         for segment in context.segments
     ]
+
+
+def _seen_from(context: Context, layer: int, length: int) -> np.ndarray:
+    """(length,): from which of the context's own tokens on each sealed token is seen, by number;
+    only attached ones can be younger than those that see them."""
+    numbers = np.zeros(length, np.int64)
+    start = 0
+    for laid in context.attached:
+        stop = start + laid.segment.layers[layer].num_tokens
+        numbers[start:stop], start = laid.at, stop
+    return numbers
 
 
 def _row_mask(context: Context, format: KVFormat, window: int | None) -> np.ndarray:
@@ -254,7 +272,10 @@ def _runs(contexts: Sequence[Context], layer: int, window: int | None) -> list[R
     """
     rows_of: dict[KVSegment, list[int]] = {}
     for row, context in enumerate(contexts):
+        later = {laid.segment for laid in context.attached if laid.at > context.num_own}
         for segment in context.segments:
+            if segment in later:
+                continue
             if window is None or segment.stop > context.position - window + 1:
                 rows_of.setdefault(segment, []).append(row)
     views, alone = [], defaultdict[tuple[KVFormat, int], list[tuple[KVSegment, int]]](list)

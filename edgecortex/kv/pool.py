@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import mlx.core as mx
 
@@ -202,22 +201,16 @@ class BlockPool:
         Sealed blocks are cut at their ends, so fewer may remain; none where a sliding window
         has let go of what the cut would need.
         """
-        self._truncate(context, num_tokens)
-        context.attached = [
-            replace(laid, at=min(laid.at, context.num_own)) for laid in context.attached
-        ]
-        return context.num_own
-
-    def _truncate(self, context: Context, num_tokens: int) -> None:
         sealed = self.format.num_sealed(context.num_own)
         if num_tokens >= self.format.num_sinks + sealed or num_tokens == context.num_own:
             del context.token_ids[num_tokens:]
-            return
+            return context.num_own
         keep = self.format.num_sealed(num_tokens)
         if keep == 0 or not self._cut(context, keep):
             self._replace(context, context.segments[: context.num_attached])
             keep = 0
         del context.token_ids[min(num_tokens, self.format.num_sinks + keep) :]
+        return context.num_own
 
     # Admission.
 

@@ -5,7 +5,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +120,9 @@ class PersistentKVCache:
             num_blocks -= 1
         blocks = wanted[:num_blocks]
         parent, start = blocks[-1].id if blocks else chain.root, chain.stop(num_blocks)
-        tail = self._tail(chain, parent, token_ids[start:])
+        tail, length = self._tail(chain, parent, token_ids, start)
         windows = [window_of(entry) for entry in _newest(wanted, num_blocks, num_windows)]
-        length = start + _common(tail.token_ids if tail else (), token_ids[start:])
-        return Match(length, blocks, windows, tail)
+        return Match(start + length, blocks, windows, tail)
 
     def read_ahead(self, entries: Sequence[Entry]) -> None:
         """Has the system begin to read these files, without waiting for it."""
@@ -265,12 +264,19 @@ class PersistentKVCache:
 
     # Inside.
 
-    def _tail(self, chain: Chain, parent: str, rest: Sequence[int]) -> Entry | None:
-        """The stored tail that has most of its beginning in common with `rest`."""
-        stored = [(_common(ids, rest), ids, id) for id, ids in self.index.tails(parent)]
-        best, ids, id = max(stored, default=(0, (), ""))
+    def _tail(
+        self, chain: Chain, parent: str, token_ids: Sequence[int], start: int
+    ) -> tuple[Entry | None, int]:
+        """The stored tail that has most of its beginning in common with what comes from `start`
+        on, and how much that is."""
+        stored = [
+            (_common(ids, token_ids[start : start + most]), ids, id, under)
+            for under, most in chain.tail_parents(parent, start, len(token_ids))
+            for id, ids in self.index.tails(under)
+        ]
+        length, ids, id, under = max(stored, default=(0, (), "", ""))
         # By the index's name for it: where the two disagree it is damaged, and reading finds out.
-        return replace(chain.tail(parent, ids), id=id) if best else None
+        return (Entry(id, "tail", under, chain.root, ids) if length else None), length
 
     def _settle(self, wanted: Iterable[Entry], written: Mapping[Entry, Path]) -> list[Entry]:
         """Moves written files to their places and notes all that is wanted; or gives what has

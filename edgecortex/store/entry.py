@@ -19,7 +19,7 @@ import xxhash
 from edgecortex.errors import StoreError
 
 VERSION = 1
-KINDS = ("block", "window", "tail")
+KINDS = ("block", "window", "tail", "thought")
 Arrays = Mapping[str, np.ndarray]
 
 _NO_CHECKSUM = b"0" * 32
@@ -52,12 +52,15 @@ class Chain:
     """Names for runs of tokens: `blake2b(parent id ‖ token ids)`, from a root that stands for
     a model and a KV format.
 
-    The first block holds `num_sinks` tokens more than the others' `block`.
+    The first block holds `num_sinks` tokens more than the others' `block`. `marks` say from which
+    token on a context saw something foreign, and name it: they enter the first name past them,
+    so that what has seen it is never taken for what has not.
     """
 
     root: str
     num_sinks: int
     block: int
+    marks: tuple[tuple[int, str], ...] = ()
 
     @classmethod
     def of(cls, fingerprint: str, format: Mapping[str, Any]) -> "Chain":
@@ -75,15 +78,38 @@ class Chain:
         parent = self.root
         for i in range(max(0, len(token_ids) - self.num_sinks) // self.block):
             ids = tuple(token_ids[self.stop(i) : self.stop(i + 1)])
-            entry = Entry(_named(parent, "block", ids), "block", parent, self.root, ids)
+            marks = self._marks_in(self.stop(i), self.stop(i + 1))
+            name = self._named(parent, "block", ids, marks)
+            entry = Entry(name, "block", parent, self.root, ids)
             entries.append(entry)
             parent = entry.id
         return entries
 
-    def tail(self, parent: str, token_ids: Sequence[int]) -> Entry:
-        """The tokens after the last complete block."""
+    def tail(self, parent: str, token_ids: Sequence[int], start: int) -> Entry:
+        """The tokens after the last complete block, from number `start` on."""
         ids = tuple(token_ids)
-        return Entry(_named(parent, "tail", ids), "tail", parent, self.root, ids)
+        parent = self._tail_parent(parent, self._marks_in(start, start + len(ids)))
+        return Entry(self._named(parent, "tail", ids, ()), "tail", parent, self.root, ids)
+
+    def tail_parents(self, parent: str, start: int, stop: int) -> list[tuple[str, int]]:
+        """Under which parents a tail of tokens `start` to `stop` may lie, and how many of its
+        tokens are then of use: what came before the last thing foreign is as good as ever."""
+        marks = self._marks_in(start, stop)
+        ends = [at for at, _ in marks] + [stop]
+        return [(self._tail_parent(parent, marks[:i]), end - start) for i, end in enumerate(ends)]
+
+    def _marks_in(self, start: int, stop: int) -> tuple[tuple[int, str], ...]:
+        return tuple(mark for mark in self.marks if start <= mark[0] < stop)
+
+    def _tail_parent(self, parent: str, marks: Sequence[tuple[int, str]]) -> str:
+        return _digest(b"seen", parent.encode(), json.dumps(marks).encode()) if marks else parent
+
+    def _named(
+        self, parent: str, kind: str, token_ids: Sequence[int], marks: Sequence[tuple[int, str]]
+    ) -> str:
+        foreign = [json.dumps(marks).encode()] if marks else []
+        tokens = np.array(token_ids, "<i4").tobytes()
+        return _digest(kind.encode(), parent.encode(), tokens, *foreign)
 
 
 def window_of(block: Entry) -> Entry:
@@ -91,8 +117,9 @@ def window_of(block: Entry) -> Entry:
     return Entry(block.id, "window", block.id, block.root, block.token_ids)
 
 
-def _named(parent: str, kind: str, token_ids: Sequence[int]) -> str:
-    return _digest(kind.encode(), parent.encode(), np.array(token_ids, "<i4").tobytes())
+def thought(id: str, root: str) -> Entry:
+    """A foreign segment of that name, which says what it holds."""
+    return Entry(id, "thought", root, root, ())
 
 
 def _digest(*parts: bytes) -> str:

@@ -5,14 +5,14 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from edgecortex.errors import StoreError
 from edgecortex.store import files
-from edgecortex.store.entry import VERSION, Chain, Entry, window_of
+from edgecortex.store.entry import VERSION, Chain, Entry, thought, window_of
 from edgecortex.store.index import Index
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -26,6 +26,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "system": (str, type(None)),
     "messages": list,
     "token_ids": list,
+    "thoughts": list,
     "created": (int, float),
     "updated": (int, float),
 }
@@ -38,7 +39,8 @@ class Session:
     `token_ids` are those fed and generated so far, of which the first `num_kv_tokens` have
     their KV stored, in the blocks of the chain (`root`, `num_sinks`, `block`), the newest
     `num_windows` of them with windows, and a tail. `rendered` is the text they stand for.
-    `created` and `updated` are seconds since 1970.
+    `created` and `updated` are seconds since 1970. `thoughts` are what was injected into it: each
+    has an `id`, and `at`, `start` and `num_tokens` that say where.
 
     Raises:
         StoreError: a value of another type, or a name that is not one.
@@ -59,19 +61,22 @@ class Session:
     rendered: str
     created: float
     updated: float
+    thoughts: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for field in fields(self):
-            value, expected = getattr(self, field.name), _TYPES.get(field.name, int)
+        for each in fields(self):
+            value, expected = getattr(self, each.name), _TYPES.get(each.name, int)
             if not isinstance(value, expected) or isinstance(value, bool):
-                raise StoreError(f"session {self.name!r}: {field.name} cannot be {value!r:.60}")
+                raise StoreError(f"session {self.name!r}: {each.name} cannot be {value!r:.60}")
         told = all(
             isinstance(m, dict) and all(isinstance(m.get(k), str) for k in ("role", "content"))
             for m in self.messages
         )
         if not told or not all(type(i) is int for i in self.token_ids):
             raise StoreError(f"session {self.name!r}: its messages or token ids are not such")
+        if not all(_is_thought(kept) for kept in self.thoughts):
+            raise StoreError(f"session {self.name!r}: its thoughts are not such")
 
     def entries(self) -> list[Entry]:
         """What its KV is stored in."""
@@ -81,11 +86,14 @@ class Session:
         windows = [window_of(block) for block in newest] if self.num_windows else []
         rest = ids[chain.stop(len(blocks)) :]
         parent = blocks[-1].id if blocks else chain.root
-        return [*blocks, *windows, *([chain.tail(parent, rest)] if rest else [])]
+        tails = [chain.tail(parent, rest, chain.stop(len(blocks)))] if rest else []
+        thoughts = [thought(kept["id"], self.root) for kept in self.thoughts]
+        return [*blocks, *windows, *tails, *thoughts]
 
     @property
     def chain(self) -> Chain:
-        return Chain(self.root, self.num_sinks, self.block)
+        marks = tuple(sorted((kept["at"], kept["id"]) for kept in self.thoughts))
+        return Chain(self.root, self.num_sinks, self.block, marks)
 
     def to_json(self) -> bytes:
         """The manifest, with a digest of itself."""
@@ -109,6 +117,15 @@ class Session:
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"it is not a session: {error!r}") from error
+
+
+def _is_thought(kept: object) -> bool:
+    """Whether it can be found and put back. Its id is a file's name."""
+    return (
+        isinstance(kept, dict)
+        and re.fullmatch(r"[0-9a-f]{32}", str(kept.get("id"))) is not None
+        and all(type(kept.get(key)) is int for key in ("at", "start", "num_tokens"))
+    )
 
 
 def check_name(name: object) -> str:

@@ -37,7 +37,7 @@ def fed(runner: ModelRunner, length: int, step: int) -> Context:
 
 def through_bytes(arrays: Arrays) -> Arrays:
     """As a file of the store has them."""
-    entry = Chain("root", 4, 64).tail("parent", [1, 2, 3])
+    entry = Chain("root", 4, 64).tail("parent", [1, 2, 3], 0)
     return decode(encode(entry, arrays))[1]
 
 

@@ -39,7 +39,7 @@ def entries_of(
     windows = [window_of(block) for block in blocks[max(0, len(blocks) - num_windows) :]]
     rest = token_ids[chain.stop(len(blocks)) :]
     parent = blocks[-1].id if blocks else chain.root
-    tails = [chain.tail(parent, rest)] if tail and rest else []
+    tails = [chain.tail(parent, rest, chain.stop(len(blocks)))] if tail and rest else []
     return [*blocks, *(windows if num_windows else []), *tails]
 
 

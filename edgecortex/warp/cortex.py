@@ -1,0 +1,354 @@
+"""`Cortex`: a River's Streams, and what of their thoughts it gets to know.
+
+Everything marked so runs on the engine's thread, between steps.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+
+from edgecortex.config import SamplingParams
+from edgecortex.contexts import Foreign
+from edgecortex.conversation import Conversation
+from edgecortex.errors import ConfigError, PromptError, StateError
+from edgecortex.generation import Generation
+from edgecortex.kv.context import Attachment, Context, Trace
+from edgecortex.warp import injection
+from edgecortex.warp.gate import ValidationGate
+from edgecortex.warp.router import CortexRouter, RouterLimits
+from edgecortex.warp.stream import NUM_STATES, Stream, Thought
+from edgecortex.warp.synapse import NUM_LANDMARKS, NUM_QUERIES, Synapse
+
+if TYPE_CHECKING:
+    from edgecortex.agent import Agent
+    from edgecortex.core import EngineCore
+
+PROMPTS = {
+    "SEARCH": "Look in what was said so far for this: {}",
+    "CODE": "Write this code: {}",
+    "CHECK": "Check whether this is right: {}",
+}
+REFERENCE = "\n[Note: {}]\n"
+# Read once, so that the mean of hidden states that the gate centres on stands for text at large.
+PLAIN_TEXT = (
+    "The harbour was quiet when the ferry came in. Nobody had expected rain, yet by noon the "
+    "streets were wet and the market stood empty. A function returns its result; a list holds "
+    "items in order; water boils at one hundred degrees. In 1969 people first walked on the Moon. "
+    "How do I reset my password? First, open the settings, then choose your account. She laughed, "
+    "paid for the bread and went home. The committee will meet on Tuesday to discuss the budget."
+)
+
+
+@dataclass(frozen=True)
+class CortexConfig:
+    """How a River's Streams work.
+
+    `kinds` and `limits` are the router's, which listens if `listens`; `rule`, `num_landmarks`
+    (None: as many as the context's length asks for) and `refresh` the synapse's; `threshold`
+    the gate's, None lets every thought through. `mode` is how thoughts are injected: `forward` or
+    `graft`. All of them together are at most `max_share` of the River's tokens.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    listens: bool = False
+    kinds: tuple[str, ...] = ("TASK", "DELEGATE", "SEARCH", "CODE", "CHECK")
+    limits: RouterLimits = field(default_factory=RouterLimits)
+    rule: str = "matched"
+    num_landmarks: int | None = NUM_LANDMARKS
+    refresh: int = 256
+    threshold: float | None = 0.5
+    mode: str = "forward"
+    max_share: float = 0.25
+    sampling: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=64))
+
+    def __post_init__(self) -> None:
+        if self.mode not in injection.MODES:
+            raise ConfigError(f"mode must be forward or graft, got {self.mode!r}")
+        if not 0 < self.max_share <= 1:
+            raise ConfigError(f"max_share must be above 0 and at most 1, got {self.max_share!r}")
+
+
+class Cortex:
+    """One River's synapse, router, gate and Streams. Made by `Agent.think_with`."""
+
+    def __init__(self, river: "Agent", config: CortexConfig, thoughts: list[Thought]) -> None:
+        self.river, self.config = river, config
+        self.synapse = Synapse(config.rule, config.num_landmarks, config.refresh)
+        self.gate = ValidationGate(-1.0 if config.threshold is None else config.threshold)
+        self.router = CortexRouter(config.kinds, config.limits)
+        self.thoughts = list(thoughts)
+        self.streams: list[Stream] = []
+        self._calibrated = False
+
+    @property
+    def _core(self) -> "EngineCore":
+        return self.river.engine.core
+
+    # For any thread.
+
+    def spawn(self, task: str, *, role: str = "", kind: str = "TASK", mode: str = "") -> Stream:
+        """Gives a task to a new Stream.
+
+        Raises:
+            PromptError: the task is empty or too long.
+            ConfigError: no such mode.
+            ClosedError: the engine is closed.
+        """
+        thought = self._new(task, kind, role, mode, "asked")
+        stream: Stream = self.river.engine.call(lambda: self._start(thought, self.router))
+        return stream
+
+    def ask(
+        self, text: str, tasks: Sequence[Thought], sampling: SamplingParams | None = None
+    ) -> Generation:
+        """Asks the River, and has Streams think about these tasks as soon as it has read the
+        question; its answer begins when they are done.
+
+        Raises:
+            PromptError: the question or a task is empty or too long.
+            StateError: an answer is still being made.
+            ClosedError: the agent or its engine is closed.
+        """
+        planned = [self._new(t.task, t.kind, t.role, t.mode, "planned") for t in tasks]
+        return self.river.chat(text, sampling, watcher=Held(self, planned))
+
+    def take_back(self, id: str) -> Thought:
+        """Removes an accepted thought from the River's context, as if it had never been there:
+        what was said since then is read again with the next question.
+
+        Raises:
+            StateError: there is no such thought.
+        """
+        found = [t for t in self.accepted if t.id == id or (len(id) >= 4 and t.id.startswith(id))]
+        if found:
+            self.river.engine.call(lambda: self._core.contexts.lift(self.river, found[0].id))
+            found[0].status, found[0].reason = "rejected", "taken back"
+            return found[0]
+        known = ", ".join(thought.id[:8] for thought in self.accepted) or "none"
+        raise StateError(f"no thought {id!r} to take back; there are: {known}")
+
+    @property
+    def accepted(self) -> list[Thought]:
+        """The thoughts that the River sees."""
+        return [thought for thought in self.thoughts if thought.status == "accepted"]
+
+    def _new(self, task: str, kind: str, role: str, mode: str, origin: str) -> Thought:
+        if not task.strip():
+            raise PromptError("the task is empty: expected some text, got none")
+        mode = mode or self.config.mode
+        if mode not in injection.MODES:
+            raise ConfigError(f"mode must be forward or graft, got {mode!r}")
+        return Thought(task.strip(), kind, role, origin, mode=mode)
+
+    # On the engine's thread: the River.
+
+    def admitted(self, context: Context) -> None:
+        """The River's answer has got a context: it is traced from now on."""
+        if context.trace is None:
+            context.trace = Trace(len(self._core.pool.caches), NUM_QUERIES, NUM_STATES)
+
+    def has_read(self) -> None:
+        """The River has read a question."""
+
+    def start_planned(self, planned: Sequence[Thought]) -> None:
+        """The River has read the question that these tasks go with."""
+        for thought in planned:
+            self._start(thought, self.router)
+        self._let_go()
+
+    def heard(self, text: str) -> None:
+        """The River has said something."""
+        self.heard_by(self.router, text)
+
+    def heard_by(self, router: CortexRouter, text: str) -> None:
+        """What a router finds in text is started."""
+        if self.config.listens:
+            for trigger in router.feed(text):
+                thought = self._new(trigger.text, trigger.kind, "", "", "routed")
+                self._core.defer(partial(self._start, thought, router))
+
+    def river_ended(self, whole: bool) -> None:
+        """The River's answer is over: what it asked for by itself is stopped, and all that was
+        planned with it if it did not come to its end."""
+        self.router.finish()
+        for stream in list(self.streams):
+            routed, planned = (stream.thought.origin == x for x in ("routed", "planned"))
+            if routed or (planned and not whole):
+                self._stop(stream)
+
+    def close(self) -> None:
+        """The River forgets everything."""
+        for stream in list(self.streams):
+            self._stop(stream)
+        self.synapse.forget()
+        self.router.reset()
+        self.thoughts = []
+
+    def _stop(self, stream: Stream) -> None:
+        stream.thought.status = "cancelled"
+        self._core.release(stream)
+        self._end(stream, "cancelled", "")
+
+    # On the engine's thread: Streams.
+
+    def _start(self, thought: Thought, router: CortexRouter) -> Stream:
+        """Makes a Stream and has it think; one that cannot is a failed thought."""
+        self.thoughts.append(thought)
+        name = f"{self.river.name}/{len(self.thoughts)}"
+        stream = Stream(self, name, self._conversation(), thought, router.child())
+        self.streams.append(stream)
+        prompt = PROMPTS.get(thought.kind, "{}").format(thought.task)
+        try:
+            self._show(stream)
+            stream.generation = stream.chat(f"{thought.role}\n{prompt}".strip())
+        except Exception as error:  # whatever it is, it is this Stream's own
+            self._end(stream, "failed", str(error) or repr(error))
+        return stream
+
+    def _conversation(self) -> Conversation:
+        """The River's, with what it is saying: new text goes on from there. The Stream has no
+        tokens of it, but the landmarks."""
+        told = self.river.conversation.copy()
+        if told.messages and told.messages[-1]["role"] == "user":
+            said = self._core.scheduler.text_of(self.river) or "Let me think."
+            told.answered(said, [])
+        told.token_ids = []
+        return told
+
+    def _show(self, stream: Stream) -> None:
+        """Lets a Stream begin with the River's landmarks; it reads all of the text where there
+        are none."""
+        context = self._core.contexts.get(self.river)
+        told = stream.conversation.rendered
+        if context is None or not told or context.num_own <= self.synapse.budget(context):
+            stream.conversation.rendered = ""
+            return
+        start = time.perf_counter()
+        self._trace(context)
+        segment = self.synapse.segment(self._core.pool, context)
+        laid = Attachment(segment, 0, "synapse")
+        self._core.contexts.begin(stream, Foreign(context.position, [laid]))
+        self._core.scheduler.side_share.charge(time.perf_counter() - start)
+
+    def _trace(self, context: Context) -> None:
+        """Reads the last of a context again, if nothing of it has been traced."""
+        if context.trace and context.trace.hidden.parts:
+            return
+        pool, runner = self._core.pool, self._core.runner
+        self.admitted(context)
+        reader = pool.fork(context)
+        try:
+            kept = pool.truncate(reader, context.num_own - NUM_STATES)
+            reader.trace = context.trace
+            injection.with_room(pool, reader, context.num_own)
+            for i in range(kept, context.num_own, 512):
+                runner.run([(reader, context.token_ids[i : i + 512])])
+        finally:
+            pool.close(reader)
+
+    def thought_of(self, stream: Stream, text: str | None, generation: Generation) -> None:
+        """A Stream has said what it thinks: it is judged before the next step."""
+        thought = stream.thought
+        thought.think_s = time.perf_counter() - generation.started
+        if generation.cancelled:
+            self._end(stream, "cancelled", "")
+        elif text is None:
+            self._end(stream, "failed", str(generation.error or "it was not answered"))
+        elif not text.strip():
+            self._end(stream, "rejected", "it said nothing")
+        else:
+            thought.text = text.strip()
+            self._core.defer(lambda: self._judge(stream))
+
+    def _judge(self, stream: Stream) -> None:
+        """Lets the gate decide, and injects what passes."""
+        if stream.thought.ended:
+            return
+        thought, start = stream.thought, time.perf_counter()
+        try:
+            self._merge(stream)
+        except Exception as error:  # whatever it is, it is this Stream's own
+            thought.status, thought.reason = "failed", str(error) or repr(error)
+        thought.inject_s = time.perf_counter() - start
+        self._core.scheduler.side_share.charge(thought.inject_s)
+        self._end(stream, thought.status, thought.reason)
+
+    def _merge(self, stream: Stream) -> None:
+        thought, contexts = stream.thought, self._core.contexts
+        side, main = contexts.get(stream), contexts.get(self.river)
+        if side is None or main is None or not (side.trace and main.trace and main.num_own):
+            thought.status, thought.reason = "rejected", "its River has no context to join"
+            return
+        states = [
+            np.array(c.trace.hidden.all().astype(mx.float32)) for c in (side, main) if c.trace
+        ]
+        self._calibrate()
+        verdict = self.gate.judge(*states)
+        thought.score = verdict.score
+        if not verdict.accepted:
+            thought.status, thought.reason = "rejected", "unlike what the River is about"
+            return
+        self._inject(stream, side, main)
+
+    def _calibrate(self) -> None:
+        """Shows the gate plain text, once."""
+        if not self._calibrated:
+            ids = self._core.model.tokenizer.encode(PLAIN_TEXT, first=True)
+            self.gate.observe(self._core.runner.hidden_of(ids))
+            self._calibrated = True
+
+    def _inject(self, stream: Stream, side: Context, main: Context) -> None:
+        thought, generation = stream.thought, stream.generation
+        assert generation is not None
+        text = REFERENCE.format(thought.text)
+        ids = self._core.model.tokenizer.encode(text, first=False)
+        said = side.num_own - generation.stats.num_prompt_tokens
+        n = len(ids) if thought.mode == "forward" else said
+        used = sum(laid.segment.num_tokens for laid in main.attached)
+        if used + n > self.config.max_share * main.num_own:
+            thought.status = "rejected"
+            thought.reason = (
+                f"its {n} tokens and {used} before it are more than {self.config.max_share:.0%} "
+                f"of the River's {main.num_own:,}"
+            )
+            return
+        if thought.mode == "forward":
+            segment = injection.forward(self._core.runner, main, ids)
+        else:
+            segment = injection.gather(self._core.pool, side, side.num_own - n)
+        laid = self._core.pool.lay(main, segment, injection.name_of(segment))
+        thought.status, thought.id = "accepted", laid.id
+        thought.at, thought.start, thought.num_tokens = laid.at, segment.start, segment.num_tokens
+
+    def _end(self, stream: Stream, status: str, reason: str) -> None:
+        """A thought is decided: its Stream rests, and its KV goes."""
+        if stream in self.streams:
+            stream.thought.status, stream.thought.reason = status, reason
+            self.streams.remove(stream)
+            self._core.contexts.release(stream)
+            stream.ended.set()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Lets the River answer once nothing that was planned is being thought about."""
+        if all(stream.thought.origin != "planned" for stream in self.streams):
+            self._core.scheduler.let_go(self.river)
+
+
+class Held:
+    """Watches an answer that waits for what was planned with its question."""
+
+    def __init__(self, cortex: Cortex, planned: Sequence[Thought]) -> None:
+        self._cortex, self._planned = cortex, planned
+        self.admitted, self.heard = cortex.admitted, cortex.heard
+
+    def has_read(self) -> None:
+        """The question is read: the tasks are thought about."""
+        self._cortex.start_planned(self._planned)
