@@ -20,6 +20,7 @@ from edgecortex.runner import ModelRunner
 from edgecortex.sampling import sample
 from edgecortex.scheduler import Request, Scheduler
 from edgecortex.store.cache import PersistentKVCache
+from edgecortex.warp.gate import RunningStates
 
 if TYPE_CHECKING:
     from edgecortex.agent import Agent
@@ -34,6 +35,7 @@ class EngineCore:
         self.pool = self.runner.pool
         self.scheduler = Scheduler(config, self._admit, self._holds)
         self.contexts = AgentContexts(self.pool, self._open_archive())
+        self.states = RunningStates()  # that gates have seen
         self._jobs: deque[Callable[[], object]] = deque()
         self.overhead_s = self.sample_s = 0.0  # so far, in steps
 

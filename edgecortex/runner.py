@@ -3,18 +3,20 @@
 import os
 import time
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
 
 from edgecortex.config import EngineConfig
 from edgecortex.errors import ModelError
+from edgecortex.kv.batch import BatchQuantizedKVCache
 from edgecortex.kv.blocks import Shape
 from edgecortex.kv.context import Context, Trace
 from edgecortex.kv.format import FORMATS, KV4, KVFormat
 from edgecortex.kv.plan import StepPlan
 from edgecortex.kv.pool import BlockPool
-from edgecortex.kv.segment import LayerKV, row_dtype
+from edgecortex.kv.segment import LayerKV, rotate, row_dtype
 from edgecortex.models.adapter import LoadedModel
 
 Feed = Iterable[tuple[Context, Sequence[int]]]
@@ -70,6 +72,27 @@ class ModelRunner:
         self.run([(context, token_ids)])
         self.pool.close(context)
         return np.array(context.trace.hidden.all().astype(mx.float32))
+
+    @cached_property
+    def keys_turn(self) -> bool:
+        """Whether keys can be moved to other positions: a token by itself, read at two, must have
+        the keys at one that turning those of the other gives."""
+        here, there = self.pool.open(), self.pool.open()
+        there.base = 40
+        self.run([(here, [0]), (there, [0])])
+        try:
+            return all(self._turns(cache, here, there) for cache in self.pool.caches)
+        except (AttributeError, ValueError, TypeError):
+            return False
+        finally:
+            self.pool.close(here)
+            self.pool.close(there)
+
+    def _turns(self, cache: BatchQuantizedKVCache, here: Context, there: Context) -> bool:
+        keys = [cache.read(context, mx.float32)[0] for context in (here, there)]
+        plain, wanted = (rotate(k) if self.pool.format.rotate_keys else k for k in keys)
+        gap = mx.abs(self.model.turned(cache.layer, plain, there.base - here.base) - wanted).max()
+        return bool(gap <= 0.02 * mx.abs(wanted).max())  # keys are kept in 16 bits
 
     def _trace(self, plan: StepPlan) -> None:
         """Keeps the last hidden states of contexts that want them."""

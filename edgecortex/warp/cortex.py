@@ -33,8 +33,9 @@ PROMPTS = {
     "CODE": "Write this code: {}",
     "CHECK": "Check whether this is right: {}",
 }
+RIVER_STATES = 256  # of its newest tokens the gate compares hidden states
 REFERENCE = "\n[Note: {}]\n"
-# Read once, so that the mean of hidden states that the gate centres on stands for text at large.
+# Read once, so that the states that the gate knows stand for text at large.
 PLAIN_TEXT = (
     "The harbour was quiet when the ferry came in. Nobody had expected rain, yet by noon the "
     "streets were wet and the market stood empty. A function returns its result; a list holds "
@@ -81,11 +82,11 @@ class Cortex:
     def __init__(self, river: "Agent", config: CortexConfig, thoughts: list[Thought]) -> None:
         self.river, self.config = river, config
         self.synapse = Synapse(config.rule, config.num_landmarks, config.refresh)
-        self.gate = ValidationGate(-1.0 if config.threshold is None else config.threshold)
+        threshold = -1.0 if config.threshold is None else config.threshold
+        self.gate = ValidationGate(threshold, self._core.states)
         self.router = CortexRouter(config.kinds, config.limits)
         self.thoughts = list(thoughts)
         self.streams: list[Stream] = []
-        self._calibrated = False
 
     @property
     def _core(self) -> "EngineCore":
@@ -152,7 +153,7 @@ class Cortex:
     def admitted(self, context: Context) -> None:
         """The River's answer has got a context: it is traced from now on."""
         if context.trace is None:
-            context.trace = Trace(len(self._core.pool.caches), NUM_QUERIES, NUM_STATES)
+            context.trace = Trace(len(self._core.pool.caches), NUM_QUERIES, RIVER_STATES)
 
     def has_read(self) -> None:
         """The River has read a question."""
@@ -286,23 +287,21 @@ class Cortex:
         if side is None or main is None or not (side.trace and main.trace and main.num_own):
             thought.status, thought.reason = "rejected", "its River has no context to join"
             return
-        states = [
-            np.array(c.trace.hidden.all().astype(mx.float32)) for c in (side, main) if c.trace
-        ]
-        self._calibrate()
-        verdict = self.gate.judge(*states)
+        thinking, about = (_states(context.trace) for context in (side, main) if context.trace)
+        self._show_states(about)
+        verdict = self.gate.judge(thinking, about)
         thought.score = verdict.score
         if not verdict.accepted:
             thought.status, thought.reason = "rejected", "unlike what the River is about"
             return
         self._inject(stream, side, main)
 
-    def _calibrate(self) -> None:
-        """Shows the gate plain text, once."""
-        if not self._calibrated:
+    def _show_states(self, about: np.ndarray) -> None:
+        """Counts in what the River is about, and before all plain text."""
+        if not self.gate.seen.count:
             ids = self._core.model.tokenizer.encode(PLAIN_TEXT, first=True)
-            self.gate.observe(self._core.runner.hidden_of(ids))
-            self._calibrated = True
+            self.gate.seen.add(self._core.runner.hidden_of(ids))
+        self.gate.seen.add(about)
 
     def _inject(self, stream: Stream, side: Context, main: Context) -> None:
         thought, generation = stream.thought, stream.generation
@@ -322,7 +321,7 @@ class Cortex:
         if thought.mode == "forward":
             segment = injection.forward(self._core.runner, main, ids)
         else:
-            segment = injection.gather(self._core.pool, side, side.num_own - n)
+            segment = injection.moved(self._core.runner, side, side.num_own - n, main)
         laid = self._core.pool.lay(main, segment, injection.name_of(segment))
         thought.status, thought.id = "accepted", laid.id
         thought.at, thought.start, thought.num_tokens = laid.at, segment.start, segment.num_tokens
@@ -340,6 +339,10 @@ class Cortex:
         """Lets the River answer once nothing that was planned is being thought about."""
         if all(stream.thought.origin != "planned" for stream in self.streams):
             self._core.scheduler.let_go(self.river)
+
+
+def _states(trace: Trace) -> np.ndarray:
+    return np.array(trace.hidden.all().astype(mx.float32))
 
 
 class Held:

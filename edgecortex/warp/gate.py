@@ -9,39 +9,57 @@ from edgecortex.errors import ConfigError
 
 @dataclass(frozen=True)
 class Verdict:
-    """`score` is a cosine, -1 to 1."""
+    """`score` is a mean of cosines, -1 to 1."""
 
     score: float
     accepted: bool
 
 
+class RunningStates:
+    """Mean and spread of all hidden states (n, hidden_size) shown so far, per channel."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum = self._squares = np.zeros(0)
+
+    def add(self, states: np.ndarray) -> None:
+        """Counts states in."""
+        states = states.astype(np.float64)
+        added = states.sum(axis=0), (states**2).sum(axis=0)
+        old = (self._sum, self._squares) if self.count else (0.0, 0.0)
+        self._sum, self._squares = old[0] + added[0], old[1] + added[1]
+        self.count += len(states)
+
+    def standardized(self, states: np.ndarray) -> np.ndarray:
+        """States less the mean, in units of the spread."""
+        if not self.count:
+            return states
+        mean = self._sum / self.count
+        spread = np.sqrt(np.maximum(self._squares / self.count - mean**2, 1e-12))
+        return np.asarray((states - mean) / spread)
+
+
 @dataclass
 class ValidationGate:
     """Compares last-layer hidden states (n, hidden_size) of a thought with those of the main
-    agent (Warp-Cortex, section 3.5).
+    agent's newest tokens.
 
-    The source takes the cosine of the last tokens' states. States of one model crowd in a
-    direction of their own, so that raw cosines are near 1 for anything: here both sides are
-    means over their tokens, `centred` on the running mean of all states seen so far.
+    The source (Warp-Cortex, section 3.5) takes the cosine of the two last tokens. But states of
+    one model crowd in a direction of their own, so that raw cosines are near 1 for anything,
+    and a last token says little. Here channels are standardized by all states `seen` so far,
+    each token of the thought is held against the main agent's most similar one, and the
+    cosines are averaged (late interaction: ColBERT, arXiv 2004.12832).
 
     Raises:
         ConfigError: a threshold that is no cosine.
     """
 
     threshold: float = 0.5
-    centred: bool = True
-    _sum: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    _count: int = 0
+    seen: RunningStates = field(default_factory=RunningStates)
 
     def __post_init__(self) -> None:
         if not -1 <= self.threshold <= 1:
             raise ConfigError(f"threshold must be between -1 and 1, got {self.threshold!r}")
-
-    def observe(self, states: np.ndarray) -> None:
-        """Adds states to the running mean."""
-        total = states.sum(axis=0, dtype=np.float64)
-        self._sum = self._sum + total if self._count else total
-        self._count += len(states)
 
     def judge(self, thought: np.ndarray, main: np.ndarray) -> Verdict:
         """The verdict on a thought. A score that is not a number is a rejection."""
@@ -49,8 +67,16 @@ class ValidationGate:
         return Verdict(score, bool(score >= self.threshold))
 
     def score(self, thought: np.ndarray, main: np.ndarray) -> float:
-        """The cosine between the mean states, less the running mean if `centred`."""
-        mean = self._sum / self._count if self.centred and self._count else 0.0
-        a, b = (states.mean(axis=0, dtype=np.float64) - mean for states in (thought, main))
-        size = float(np.linalg.norm(a) * np.linalg.norm(b))
-        return float(a @ b) / size if size else 0.0
+        """The mean of each thought token's best cosine."""
+        a, b = (_unit(self.seen.standardized(states)) for states in (thought, main))
+        return float((a @ b.T).max(axis=1).mean())
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two vectors."""
+    return float((_unit(a[None]) @ _unit(b[None]).T)[0, 0])
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12))

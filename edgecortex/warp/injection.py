@@ -11,15 +11,18 @@ import numpy as np
 from edgecortex.errors import BudgetError
 from edgecortex.kv.context import Context
 from edgecortex.kv.pool import BlockPool
-from edgecortex.kv.segment import KVSegment, LayerKV
+from edgecortex.kv.segment import KVSegment, LayerKV, rotate
 from edgecortex.runner import ModelRunner
 
 MODES = ("forward", "graft")
 
 
 def forward(runner: ModelRunner, context: Context, token_ids: Sequence[int]) -> KVSegment:
-    """Reads a thought over all that the context holds, at the positions just before its next
-    token: as if it had read it a moment ago.
+    """Reads a thought over all that the context holds, as if it came next, and moves it to
+    virtual positions: those before the first token, or before the thoughts that are there.
+
+    Nothing else stands there. At positions that the context's own tokens have too, heads that
+    look at the previous token would see two of them, in the thought and after it.
 
     Raises:
         BudgetError: there is no room for a copy of the context's row.
@@ -28,15 +31,23 @@ def forward(runner: ModelRunner, context: Context, token_ids: Sequence[int]) -> 
     with_room(pool, context, context.num_own)
     try:
         reader = pool.fork(context)
-        reader.base -= n
         try:
             with_room(pool, reader, reader.num_own + n)
             runner.run([(reader, list(token_ids))])
-            return gather(pool, reader, reader.num_own - n)
+            return moved(runner, reader, reader.num_own - n, context)
         finally:
             pool.close(reader)
     finally:
         pool.release(context)
+
+
+def moved(runner: ModelRunner, source: Context, first: int, target: Context) -> KVSegment:
+    """What `source` holds from its own token `first` on, at the virtual positions that are next
+    in `target`. Where a model's keys cannot be turned they stay where they were."""
+    taken = [laid.segment.start for laid in target.attached]
+    start = min([target.base, *taken]) - (source.num_own - first)
+    by = start - source.base - first if runner.keys_turn else 0
+    return gather(runner, source, first, by)
 
 
 def with_room(pool: BlockPool, context: Context, num_tokens: int) -> None:
@@ -49,16 +60,21 @@ def with_room(pool: BlockPool, context: Context, num_tokens: int) -> None:
         raise BudgetError(f"no room to read a thought: {pool.free_bytes:,} bytes of KV are free")
 
 
-def gather(pool: BlockPool, context: Context, first: int) -> KVSegment:
-    """A context's own tokens from number `first` on, copied into one segment at their positions;
-    a layer with a window has what that holds."""
-    layers = []
-    for cache in pool.caches:
+def gather(runner: ModelRunner, context: Context, first: int, turn_by: int = 0) -> KVSegment:
+    """A context's own tokens from number `first` on, copied into one segment, `turn_by` positions
+    further on than they were; a layer with a window has what that holds."""
+    layers, format = [], runner.pool.format
+    for cache in runner.pool.caches:
         k, v, numbers = cache.read(context, mx.float32)
-        start, kept = int((numbers < first).sum()), cache.arrays()[0].dtype
-        k, v = (mx.contiguous(x[:, start:].astype(kept)) for x in (k, v))
-        layers.append(LayerKV.seal(k, v, replace(pool.format, bits=None)))
-    segment = KVSegment(layers, context.base + first, context.num_own - first)
+        start, dtype = int((numbers < first).sum()), cache.arrays()[0].dtype
+        k, v = k[:, start:], v[:, start:]
+        if turn_by:
+            plain = rotate(k) if format.rotate_keys else k
+            k = runner.model.turned(cache.layer, plain, turn_by)
+            k = rotate(k) if format.rotate_keys else k
+        k, v = (mx.contiguous(x.astype(dtype)) for x in (k, v))
+        layers.append(LayerKV.seal(k, v, replace(format, bits=None)))
+    segment = KVSegment(layers, context.base + first + turn_by, context.num_own - first)
     mx.eval(segment.arrays())
     return segment
 

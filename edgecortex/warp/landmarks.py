@@ -13,7 +13,7 @@ import numpy as np
 
 SINKS = 4  # the first tokens, which take the attention that nothing else wants
 RECENT = 32  # the newest ones, or a quarter of a smaller number
-RIDGE = 1e-2
+RIDGE = 0.1  # of the mean diagonal
 ROUNDS = 50
 
 

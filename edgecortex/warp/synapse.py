@@ -12,7 +12,7 @@ from edgecortex.kv.segment import KVSegment, LayerKV
 from edgecortex.warp.landmarks import RULES, Landmarks, View
 
 NUM_LANDMARKS = 64
-NUM_QUERIES = 128  # newest tokens whose queries say what matters
+NUM_QUERIES = 64  # newest tokens whose queries say what matters
 
 
 @dataclass
@@ -61,8 +61,7 @@ def collect(pool: BlockPool, context: Context, rule: str, k: int) -> KVSegment:
     layers, k = [], min(k, context.num_own)
     for layer in range(len(pool.caches)):
         view = view_of(pool, context, layer)
-        marks = RULES[rule](view, k) if view.num_tokens > k else _all(view)
-        layers.append(_sealed(pool, layer, view, marks))
+        layers.append(sealed(pool, layer, view, mark(view, rule, k)))
     segment = KVSegment(layers, context.position - k, k)
     mx.eval(segment.arrays())
     return segment
@@ -78,11 +77,15 @@ def view_of(pool: BlockPool, context: Context, layer: int) -> View:
     return View(*(np.array(x) for x in (keys, values, queries)))
 
 
-def _all(view: View) -> Landmarks:
+def mark(view: View, rule: str, k: int) -> Landmarks:
+    """A rule's `k` landmarks; all tokens where there are no more."""
+    if view.num_tokens > k:
+        return RULES[rule](view, k)
     return Landmarks(np.tile(np.arange(view.num_tokens), (len(view.keys), 1)), view.values)
 
 
-def _sealed(pool: BlockPool, layer_number: int, view: View, marks: Landmarks) -> LayerKV:
+def sealed(pool: BlockPool, layer_number: int, view: View, marks: Landmarks) -> LayerKV:
+    """Landmarks as a layer of a segment."""
     keys = np.take_along_axis(view.keys, marks.kept[..., None], axis=1)
     dtype = pool.caches[layer_number].arrays()[0].dtype
     k, v = (mx.array(x).astype(dtype) for x in (keys, marks.values))

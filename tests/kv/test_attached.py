@@ -37,7 +37,7 @@ def said(runner: ModelRunner, context: Context, ids: list[int]) -> np.ndarray:
 @pytest.fixture
 def foreign(runner: ModelRunner) -> KVSegment:
     context = fed(runner, FOREIGN)
-    segment = gather(runner.pool, context, 0)
+    segment = gather(runner, context, 0)
     runner.pool.close(context)
     return segment
 
@@ -109,7 +109,7 @@ def test_a_context_read_and_laid_again_says_the_same(runner):
     whole = fed(runner, IDS[:70])
     expected = said(runner, whole, IDS[70:90])
     source = fed(runner, IDS[:70])
-    segment = gather(runner.pool, source, 0)
+    segment = gather(runner, source, 0)
     context = runner.pool.open()
     context.base = 70
     runner.pool.lay(context, segment, "x")
