@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 import edgecortex
-from edgecortex.cli import batch, bench, cache, chat, doctor, models, run, session, workflow
+from edgecortex.cli import (
+    batch,
+    bench,
+    cache,
+    chat,
+    council,
+    doctor,
+    models,
+    run,
+    session,
+    workflow,
+)
 from edgecortex.errors import ConfigError, EdgeCortexError
 
 app = typer.Typer(
@@ -20,6 +31,7 @@ app = typer.Typer(
 app.command()(chat.chat)
 app.command()(run.run)
 app.command()(batch.batch)
+app.command()(council.council)
 app.command()(workflow.workflow)
 app.add_typer(session.app, name="session")
 app.add_typer(cache.app, name="cache")
