@@ -34,6 +34,7 @@ PROMPTS = {
     "CHECK": "Check whether this is right: {}",
 }
 RIVER_STATES = 256  # of its newest tokens the gate compares hidden states
+ALLOWANCE = 256  # tokens of thoughts that any River takes, however little it was told
 REFERENCE = "\n[Note: {}]\n"
 # Read once, so that the states that the gate knows stand for text at large.
 PLAIN_TEXT = (
@@ -52,7 +53,8 @@ class CortexConfig:
     `kinds` and `limits` are the router's, which listens if `listens`; `rule`, `num_landmarks`
     (None: as many as the context's length asks for) and `refresh` the synapse's; `threshold`
     the gate's, None lets every thought through. `mode` is how thoughts are injected: `forward` or
-    `graft`. All of them together are at most `max_share` of the River's tokens.
+    `graft`. All of them together are at most `max_share` of the River's tokens, or `ALLOWANCE`
+    tokens if that is more.
 
     Raises:
         ConfigError: a value out of its range.
@@ -294,6 +296,9 @@ class Cortex:
         if not verdict.accepted:
             thought.status, thought.reason = "rejected", "unlike what the River is about"
             return
+        if any(known.text == thought.text for known in self.accepted):
+            thought.status, thought.reason = "rejected", "already known"
+            return
         self._inject(stream, side, main)
 
     def _show_states(self, about: np.ndarray) -> None:
@@ -311,11 +316,11 @@ class Cortex:
         said = side.num_own - generation.stats.num_prompt_tokens
         n = len(ids) if thought.mode == "forward" else said
         used = sum(laid.segment.num_tokens for laid in main.attached)
-        if used + n > self.config.max_share * main.num_own:
+        if used + n > max(self.config.max_share * main.num_own, ALLOWANCE):
             thought.status = "rejected"
             thought.reason = (
-                f"its {n} tokens and {used} before it are more than {self.config.max_share:.0%} "
-                f"of the River's {main.num_own:,}"
+                f"its {n} tokens and {used} before it are more than {ALLOWANCE} and than "
+                f"{self.config.max_share:.0%} of the River's {main.num_own:,}"
             )
             return
         if thought.mode == "forward":
