@@ -59,11 +59,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def make(kind: str, seed: int = 0) -> LoadedModel:
-    """A model of one of `CONFIGS`' kinds."""
+def make(kind: str, seed: int = 0, **more: Any) -> LoadedModel:
+    """A model of one of `CONFIGS`' kinds; `more` goes before what its configuration says."""
     from mlx_lm.utils import _get_classes
 
-    config = {"model_type": kind, **COMMON, **CONFIGS[kind]}
+    config = {"model_type": kind, **COMMON, **CONFIGS[kind], **more}
     mx.random.seed(seed)
     model_class, args_class = _get_classes(config)
     model = model_class(args_class.from_dict(config))
