@@ -133,9 +133,10 @@ class CortexRouter:
             if decided is None:
                 return found
             trigger, stop = decided
+            begins = self._num_before
             self._pass(stop)
             self._restart()
-            if trigger and self._accepts(trigger):
+            if trigger and self._accepts(trigger, begins):
                 found.append(trigger)
 
     def _pass(self, stop: int) -> None:
@@ -196,8 +197,8 @@ class CortexRouter:
         collapsed = " ".join(text.split())
         return Trigger(kind, collapsed) if collapsed else None
 
-    def _accepts(self, trigger: Trigger) -> bool:
-        reason = self._objection(trigger)
+    def _accepts(self, trigger: Trigger, begins: int) -> bool:
+        reason = self._objection(trigger, begins)
         if reason:
             self._family.ignored.append((trigger, reason))
             return False
@@ -206,7 +207,7 @@ class CortexRouter:
         self._last_end = self._num_before
         return True
 
-    def _objection(self, trigger: Trigger) -> str:
+    def _objection(self, trigger: Trigger, begins: int) -> str:
         limits, last = self.limits, self._last_end
         if self.depth >= limits.max_depth:
             return "too deep"
@@ -214,7 +215,7 @@ class CortexRouter:
             return "duplicate"
         if self._family.num_accepted >= limits.max_tasks:
             return "too many"
-        if last is not None and self._num_before - last < limits.min_gap_chars:
+        if last is not None and begins - last < limits.min_gap_chars:
             return "too often"
         return ""
 
