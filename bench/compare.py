@@ -1,0 +1,368 @@
+"""EdgeCortex, mlx-lm and llama.cpp at the same work, on the same files, prompts and machine.
+
+Every job is a process of its own, and the sides take turns, round by round. What they say is
+checked, so that a wrong answer cannot win: a side that fails a check is marked in all its rows,
+and nothing is held against it.
+
+A side's jobs are `save` (reads contexts and stores them), `cold` and `restored` (the first token
+after a context and one more token), and `decode`.
+"""
+
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecortex.bench import side, ttft
+from edgecortex.bench.report import Report, Row, make_report, median, spread
+from edgecortex.bench.text import english_once, passages, prompts
+from edgecortex.bench.ttft_ours import NUM_GENERATED
+from edgecortex.errors import EdgeCortexError
+from edgecortex.models import resolve
+from edgecortex.models.adapter import Tokenizer, compute_dtype
+
+Progress = Callable[[str], None]
+OURS, OURS_FP = "ours", "ours fp"
+SIDES = {  # each one's module and variant
+    OURS: ("compare_ours", "auto"),
+    OURS_FP: ("compare_ours", "fp"),
+    "mlx-lm": ("compare_mlx_lm", "plain"),
+    "mlx-lm 4-bit": ("compare_mlx_lm", "4-bit"),
+    "llama.cpp": ("compare_llama_cpp", "f16"),
+    "llama.cpp q4_0": ("compare_llama_cpp", "q4_0"),
+}
+LLAMA = [name for name, (module, _) in SIDES.items() if module == "compare_llama_cpp"]
+ALONE = ("mlx-lm 4-bit",)  # has no batch
+EXACT = ("mlx-lm", OURS_FP)  # they compute the same numbers, but for rounding
+NEAR_TIE_16_BITS = 0.5  # nats; two logits of 16 bits may each be off by a quarter
+# Mean nats by which the tokens of an answer are less likely than the likeliest. 4-bit KV comes to
+# hundredths or a tenth, llama.cpp's 8-bit activations to less, a wrong context to several.
+MAX_REGRET = 0.5
+NOT_VALID = "not valid"
+EVEN = 0.02  # ratios that near to 1 are neither better nor worse
+AGENTS = {
+    "decode1": [64],
+    "decode4": [64] * 4,
+    "decode8": [64] * 8,
+    "decode16": [64] * 16,
+    "mixed16": [1024] + [64] * 15,
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured: lengths in tokens, `agents` the prompts' by scenario; a scenario is timed
+    for `num_steps` steps, or `max_s` seconds. `window` is a text's that KL is measured on."""
+
+    contexts: Sequence[int]
+    rounds: int
+    agents: dict[str, list[int]]
+    num_steps: int
+    max_s: float
+    num_windows: int
+    window: int = 512
+
+
+FULL = Work((512, 2048, 4096), 3, AGENTS, 48, 20.0, 4)
+# mlx-lm takes minutes to read a long prompt beside many short ones, so fewer must do here.
+QUICK_AGENTS = {
+    **{name: AGENTS[name] for name in ("decode1", "decode16")},
+    "mixed4": [512, 64, 64, 64],
+}
+QUICK = Work((512,), 1, QUICK_AGENTS, 16, 6.0, 1)
+
+LESS, MORE = "below 1", "above 1"
+# Of each kind of rows: what is held against the others, in which direction, and against whom a
+# figure tells; a ratio against everybody is a row.
+METRICS = [
+    ("ttft_cold", "cold", "ttft_s", LESS, ("mlx-lm", "llama.cpp")),
+    ("ttft_restored", "restored", "ttft_s", LESS, ("mlx-lm", "llama.cpp")),
+    ("", "decode", "tokens_per_s", MORE, ("mlx-lm", "llama.cpp")),
+    ("first_tokens", "decode", "first_tokens_s", LESS, ()),
+    ("kv_bytes", "kv", "kv_bytes", LESS, ("mlx-lm 4-bit", "llama.cpp q4_0")),
+    ("kv_bytes_in_16_bits", "kv", "in_16_bits_bytes", LESS, ()),
+    ("disk_bytes", "kv", "disk_bytes", LESS, tuple(SIDES)),
+    ("kl", "kl", "kl", LESS, ("mlx-lm 4-bit", "llama.cpp q4_0")),
+    ("peak_memory", "cold", "peak_mb", LESS, ("mlx-lm", "llama.cpp")),
+]
+DEFINITIONS = {
+    "cold": "a new process, the model loaded and warm; a context and one token are read",
+    "restored": "a new process, the model loaded and warm; the context's KV is on disk and in the "
+    "page cache, and one token is read",
+    "decode": "seconds until each agent has said its first token, all begun at once, and from then "
+    "on tokens per second of all together",
+    "kv": "a context's KV in memory, what it would take where MLX computes in 16-bit floats, and "
+    "its files",
+    "kl": "nats per token to the same side's full precision (llama.cpp: 16-bit KV)",
+    "peak_mb": "the most memory of the process by then, weights and all",
+    "mlx-lm 4-bit": "its quantized cache; the prompt is read with plain KV and quantized then, "
+    "which is faster",
+    "check": "answers against mlx-lm's own model in full precision, restored ones against those "
+    "read anew",
+}
+
+
+def measure(
+    model: str, progress: Progress, *, quick: bool = False, gguf: Path | None = None
+) -> Report:
+    """Compares all sides that are here.
+
+    Args:
+        gguf: the file that the model was imported from, for llama.cpp; `model` may be that too.
+
+    Raises:
+        EdgeCortexError: our side failed.
+    """
+    return compare(model, QUICK if quick else FULL, progress, gguf)
+
+
+def compare(model: str, work: Work, progress: Progress, gguf: Path | None = None) -> Report:
+    """As `measure`, on work of any size."""
+    given = ttft._gguf(str(gguf or model))
+    with side.work_folder() as folder:
+        found = _Comparison(str(resolve(model)), given, work, Path(folder), progress)
+        found.run()
+    rounds = [
+        _figures([r for r in found.rows if r.get("round", number) == number])
+        for number in range(1, work.rounds + 1)
+    ]
+    figures = _figures(found.rows)
+    settings = {
+        "model": model,
+        **asdict(work),
+        "dtype": str(compute_dtype() or "as stored"),
+        "llama.cpp": f"measured on {Path(given).name}" if given else _why_not(gguf, model),
+        "near_tie_nats": near_tie(),
+        "max_regret_nats": MAX_REGRET,
+        "definitions": DEFINITIONS,
+    }
+    rows = [*ratios(found.rows), *found.rows]
+    return make_report("compare", settings, figures, rows, spread(figures, rounds))
+
+
+def _why_not(gguf: Path | None, model: str) -> str:
+    if importlib.util.find_spec("llama_cpp") is None:
+        return "not measured: llama_cpp is not installed"
+    return f"not measured: no .gguf file was given, but {str(gguf or model)!r}"
+
+
+def near_tie() -> float:
+    """By how many nats rounding may mistake the likeliest token here."""
+    return NEAR_TIE_16_BITS if compute_dtype() is None else ttft.NEAR_TIE
+
+
+class _Comparison:
+    """Runs the jobs and collects rows. `_wrong` has what a side was first found to do wrong."""
+
+    def __init__(
+        self, path: str, gguf: str | None, work: Work, folder: Path, progress: Progress
+    ) -> None:
+        from mlx_lm.utils import load_tokenizer
+
+        self._path, self._gguf, self._work = path, gguf, work
+        self._folder, self._progress = folder, progress
+        self._tokenizer = Tokenizer(load_tokenizer(Path(path)))
+        self._texts = self._prompts()
+        self._sides = [n for n in SIDES if n != OURS_FP and (gguf or n not in LLAMA)]
+        self._wrong: dict[str, str] = {}
+        self._said: dict[tuple[int, ...], dict[tuple[int, ...], set[str]]] = {}
+        self.rows: list[Row] = []
+
+    def run(self) -> None:
+        """Everything, then the verdict on what was said."""
+        self._save()
+        for number in range(1, self._work.rounds + 1):
+            for tokens in self._work.contexts:
+                self._first_tokens(tokens, number)
+            self._decode(number)
+        self._full_precision()
+        self._kl()
+        self._judge()
+        for row in self.rows:
+            row["check"] = self._wrong.get(row["side"], "ok")
+
+    def _do(self, name: str, job: str, **arguments: Any) -> Any:
+        """A job of a side; None once a peer's has failed, which leaves it out from there on."""
+        module, variant = SIDES[name]
+        path = self._gguf if name in LLAMA else self._path
+        try:
+            return side.run(module, job, path=path, variant=variant, **arguments)
+        except EdgeCortexError as error:
+            if name == OURS:
+                raise
+            self._sides.remove(name)
+            reason = str(error).strip().splitlines()[-1]
+            self._wrong.setdefault(name, f"its job {job!r} failed: {reason}")
+            self.rows.append({"what": "left out", "side": name})
+            return None
+
+    def _store(self, name: str) -> str:
+        folder = self._folder / name
+        folder.mkdir(exist_ok=True)
+        return str(folder)
+
+    def _prompts(self) -> list[list[int]]:
+        """For each agent of the largest scenario, ids of which its prompts are the beginnings; the
+        contexts are the first one's."""
+        scenarios = self._work.agents.values()
+        longest = max(*self._work.contexts, *(n for lengths in scenarios for n in lengths)) + 1
+        return prompts(self._tokenizer, [longest] * max(map(len, scenarios)))
+
+    def _context(self, tokens: int) -> list[int]:
+        """The ids of a context, and of the token after it."""
+        return self._texts[0][: tokens + 1]
+
+    def _save(self) -> None:
+        contexts = [self._context(tokens)[:-1] for tokens in self._work.contexts]
+        for name in [*self._sides]:
+            self._progress(f"{name}: reading and storing {max(self._work.contexts):,} tokens")
+            found = self._do(name, "save", store=self._store(name), prompts=contexts)
+            self.rows += [{"what": "kv", "side": name, **row} for row in found or []]
+
+    def _first_tokens(self, tokens: int, number: int) -> None:
+        for state in ("cold", "restored"):
+            for name in [*self._sides]:
+                self._progress(f"{name}: {state}, {tokens:,} tokens, round {number}")
+                self._first_token(name, state, tokens, number)
+
+    def _first_token(self, name: str, state: str, tokens: int, number: int) -> None:
+        ids = self._context(tokens)
+        files = {s: self._folder / f"{name}-{s}-{tokens}.npy" for s in ("cold", "restored")}
+        common = {"store": self._store(name), "num_tokens": NUM_GENERATED}
+        found = self._do(name, state, ids=ids, logits=str(files[state]), **common)
+        if found is None:
+            return
+        row = {"what": state, "side": name, "tokens": tokens, "round": number, **found}
+        logits = np.load(files[state])
+        if state == "cold":
+            self._note(name, ids, logits.argmax(axis=-1).tolist())
+        else:
+            title = f"{tokens:,} tokens"
+            try:
+                row["kl"] = ttft.check(np.load(files["cold"]), logits, title)
+            except EdgeCortexError as error:
+                row["kl"] = math.nan
+                self._wrong.setdefault(name, str(error))
+        self.rows.append(row)
+
+    def _decode(self, number: int) -> None:
+        alone = [name for name, lengths in self._work.agents.items() if len(lengths) == 1]
+        for name in [*self._sides]:
+            self._scenarios(name, alone if name in ALONE else [*self._work.agents], number)
+
+    def _full_precision(self) -> None:
+        """Our engine with full-precision KV, on the last scenario: its answers are exact."""
+        self._scenarios(OURS_FP, [list(self._work.agents)[-1]], 1)
+
+    def _scenarios(self, name: str, chosen: list[str], number: int) -> None:
+        self._progress(f"{name}: decoding, round {number} of {self._work.rounds}")
+        scenarios = {
+            scenario: [
+                ids[:length]
+                for ids, length in zip(self._texts, self._work.agents[scenario], strict=False)
+            ]
+            for scenario in chosen
+        }
+        times = {"num_steps": self._work.num_steps, "max_s": self._work.max_s}
+        for row in self._do(name, "decode", scenarios=scenarios, **times) or []:
+            said = row.pop("said")
+            for prompt, answer in zip(scenarios[row["scenario"]], said, strict=True):
+                self._note(name, prompt, answer)
+            about = {"what": "decode", "side": name, "agents": len(said), "round": number}
+            self.rows.append({**about, **row})
+
+    def _kl(self) -> None:
+        self._progress("KL of each KV format")
+        work = self._work
+        windows = passages(self._tokenizer, work.num_windows, work.window, english_once())
+        found = side.run("compare_ours", "kl", path=self._path, windows=windows)
+        if LLAMA[0] in self._sides:
+            found |= side.run("compare_llama_cpp", "kl", path=self._gguf, windows=windows)
+        about = {"tokens": work.window, "windows": work.num_windows}
+        self.rows += [{"what": "kl", "side": name, **about, "kl": kl} for name, kl in found.items()]
+
+    def _note(self, name: str, prompt: Sequence[int], answer: Sequence[int]) -> None:
+        """Keeps what a side said after a prompt."""
+        answers = self._said.setdefault(tuple(prompt), {})
+        answers.setdefault(tuple(answer), set()).add(name)
+
+    def _judge(self) -> None:
+        """Holds all answers against mlx-lm's model in full precision."""
+        self._progress("checking what was said")
+        cases = [[prompt, list(answers)] for prompt, answers in self._said.items()]
+        found = side.run("compare_mlx_lm", "judge", path=self._path, cases=cases)
+        regrets: dict[str, list[tuple[float, float]]] = {}
+        for answers, values in zip(self._said.values(), found, strict=True):
+            for names, (most, mean) in zip(answers.values(), values, strict=True):
+                for name in sorted(names):
+                    regrets.setdefault(name, []).append((most, mean))
+        for name, of_it in regrets.items():
+            most, mean = (max(values) for values in zip(*of_it, strict=True))
+            self._hold(name, most, mean)
+            worst = {"worst_token_nats": most, "worst_answer_nats": mean}
+            self.rows.append({"what": "answers", "side": name, "answers": len(of_it), **worst})
+        if OURS_FP in self._wrong:
+            self._wrong.setdefault(OURS, f"in full precision {self._wrong[OURS_FP]}")
+
+    def _hold(self, name: str, most: float, mean: float) -> None:
+        value, limit = (most, near_tie()) if name in EXACT else (mean, MAX_REGRET)
+        if not value <= limit:  # not a number is none
+            of_what = "a token" if name in EXACT else "an answer, on average,"
+            self._wrong.setdefault(
+                name,
+                f"{of_what} is {value:.3g} nats less likely than the model's own choice, "
+                f"expected at most {limit:g}",
+            )
+
+
+def ratios(rows: Sequence[Row]) -> list[Row]:
+    """Ours over each other's, in every metric and at every size; medians over the rounds."""
+    wrong = {row["side"] for row in rows if row["check"] != "ok"}
+    found = []
+    for metric, what, key, better, _ in METRICS:
+        values: dict[tuple[str, str], list[float]] = {}
+        for row in rows:
+            if row["what"] == what:
+                values.setdefault((_place(row), row["side"]), []).append(row[key])
+        for (place, name), theirs in values.items():
+            ours = values.get((place, OURS))
+            if ours and name not in (OURS, OURS_FP):
+                row = {"what": "ratio", "metric": metric or place, "at": place, "over": name}
+                row |= {"ours": median(ours), "theirs": median(theirs)}
+                row["ratio"] = row["ours"] / row["theirs"]
+                row["better"] = better
+                row["verdict"] = _verdict(row["ratio"], better, sorted(wrong & {OURS, name}))
+                found.append(row)
+    return found
+
+
+def _place(row: Row) -> str:
+    return row["scenario"] if "scenario" in row else f"{row['tokens']:,} tokens"
+
+
+def _verdict(ratio: float, better: str, wrong: Sequence[str]) -> str:
+    if wrong:
+        return f"{NOT_VALID}: {', '.join(wrong)} failed a check"
+    gain = 1 / ratio if better == LESS else ratio
+    if abs(gain - 1) <= EVEN:
+        return "even"
+    return f"{'better' if gain > 1 else 'worse'} {gain:.3g}x"
+
+
+def _figures(rows: Sequence[Row]) -> dict[str, float]:
+    """Ratios that are valid, of the longest context."""
+    told = {(metric or None, name) for metric, *_, names in METRICS for name in names}
+    figures = {}
+    for row in ratios(rows):
+        metric = None if row["metric"] == row["at"] else row["metric"]
+        if (metric, row["over"]) in told and not row["verdict"].startswith(NOT_VALID):
+            figures[f"compare.{row['metric']}_over_{_slug(row['over'])}"] = row["ratio"]
+    return figures
+
+
+def _slug(name: str) -> str:
+    return name.replace("4-bit", "4bit").replace("-", "_").replace(".", "_").replace(" ", "_")
