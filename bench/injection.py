@@ -15,7 +15,7 @@ import numpy as np
 
 from edgecortex.bench.report import Report, Row, make_report, median
 from edgecortex.bench.synapse import NAMES, WORDS
-from edgecortex.bench.text import passages
+from edgecortex.bench.text import passages_within
 from edgecortex.config import EngineConfig
 from edgecortex.kv.context import Context, Trace
 from edgecortex.kv.segment import KVSegment
@@ -23,9 +23,8 @@ from edgecortex.models import resolve
 from edgecortex.models.adapter import load_model
 from edgecortex.runner import ModelRunner
 from edgecortex.warp import injection
-from edgecortex.warp.cortex import PLAIN_TEXT, REFERENCE, RIVER_STATES
-from edgecortex.warp.gate import ValidationGate, cosine
-from edgecortex.warp.stream import NUM_STATES
+from edgecortex.warp.cortex import REFERENCE, RIVER_STATES
+from edgecortex.warp.gate import PLAIN_TEXT, ValidationGate, cosine
 from edgecortex.warp.synapse import NUM_LANDMARKS, NUM_QUERIES, collect
 
 LENGTH = 1024  # tokens of context
@@ -44,7 +43,7 @@ def measure(model: str, contexts: int, text: str, progress: Callable[[str], None
     """
     loaded = load_model(resolve(model))
     runner = ModelRunner(loaded, EngineConfig())
-    parts = passages(loaded.tokenizer, contexts, LENGTH + APART + THOUGHT, text)
+    parts = passages_within(loaded.tokenizer, contexts, LENGTH + APART + THOUGHT, text)
     gate = ValidationGate()
     gate.seen.add(runner.hidden_of(loaded.tokenizer.encode(PLAIN_TEXT, first=True)))
     found: dict[str, list[Row]] = {}
@@ -57,7 +56,7 @@ def measure(model: str, contexts: int, text: str, progress: Callable[[str], None
         others = [parts[(number + step) % contexts] for step in (contexts // 3, contexts // 2)]
         gate.seen.add(_states(river))
         for related, source in ((True, passage), *((False, other) for other in others)):
-            thought = _thinking(runner, river, source[LENGTH + APART :])
+            thought = runner.hidden_of(source[LENGTH + APART :])
             for name, score in _scores(gate, thought, _states(river)).items():
                 judged.setdefault(name, []).append((score, related))
         runner.pool.close(river)
@@ -97,7 +96,8 @@ def _effects(
     goes_on = list(passage[LENGTH : LENGTH + UNRELATED])
     rows: dict[str, Row] = {}
     plain: mx.array | None = None
-    for way, tell in _ways(runner, river, text).items():
+    stream = _stream(runner, river, text)
+    for way, tell in _ways(runner, river, stream, text).items():
         context, seconds = tell()
         answered = runner.pool.fork(context)
         logits = _log_probs(runner, answered, [*asked, *told])[len(asked) - 1 : -1]
@@ -108,14 +108,16 @@ def _effects(
         rows[way] = {"log_p": likely, "unrelated_kl": kl, "seconds": seconds}
         for done in (answered, context):
             runner.pool.close(done)
+    runner.pool.close(stream)
     for row in rows.values():
         row["effect"] = row["log_p"] - rows["nothing"]["log_p"]
     return rows
 
 
 def _ways(
-    runner: ModelRunner, river: Context, text: Sequence[int]
+    runner: ModelRunner, river: Context, stream: Context, text: Sequence[int]
 ) -> dict[str, Callable[[], tuple[Context, float]]]:
+    """Ways to tell a River what a Stream has read as its last."""
     pool = runner.pool
 
     def timed(change: Callable[[Context], None]) -> tuple[Context, float]:
@@ -127,14 +129,14 @@ def _ways(
     def lay(context: Context, segment: KVSegment) -> None:
         pool.lay(context, segment, "thought")
 
-    stream = _stream(runner, river, text)
-    graft = injection.moved(runner, stream, stream.num_own - len(text), river)
-    pool.close(stream)
+    def graft(context: Context) -> None:
+        lay(context, injection.moved(runner, stream, stream.num_own - len(text), context))
+
     return {
-        "nothing": lambda: timed(lambda _: None),
+        "nothing": lambda: timed(void),
         "pasted": lambda: timed(lambda c: void(runner.run([(c, list(text))]))),
         "forward": lambda: timed(lambda c: lay(c, injection.forward(runner, c, text))),
-        "graft": lambda: timed(lambda c: lay(c, graft)),
+        "graft": lambda: timed(graft),
     }
 
 
@@ -146,7 +148,6 @@ def _stream(runner: ModelRunner, river: Context, text: Sequence[int]) -> Context
     """A context that has read this on the River's landmarks."""
     stream = runner.pool.open()
     stream.base = river.position
-    stream.trace = Trace(0, 0, NUM_STATES)
     segment = collect(runner.pool, river, "matched", NUM_LANDMARKS)
     runner.pool.lay(stream, segment, "synapse")
     runner.run([(stream, list(text))])
@@ -173,13 +174,6 @@ def _summary(way: str, rows: list[Row], pasted: list[Row]) -> Row:
 
 
 # The gate.
-
-
-def _thinking(runner: ModelRunner, river: Context, text: Sequence[int]) -> np.ndarray:
-    """The hidden states of a Stream that thinks this."""
-    stream = _stream(runner, river, text)
-    runner.pool.close(stream)
-    return _states(stream)
 
 
 def _states(context: Context) -> np.ndarray:
