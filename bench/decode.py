@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from edgecortex.bench.report import Report, Row, make_report, median
+from edgecortex.bench.report import Report, Row, make_report, median, spread
 from edgecortex.bench.side import answer
 from edgecortex.models import resolve
 
@@ -35,7 +35,9 @@ def measure(model: str, repeat: int, progress: Callable[[str], None]) -> Report:
             progress(f"{side}, round {turn + 1} of {repeat}")
             rows += [{"round": turn + 1, "side": side, **row} for row in _run(side, path)]
     settings = {"model": model, "repeat": repeat, "scenarios": SCENARIOS}
-    return make_report("decode", settings, _figures(rows), rows)
+    figures = _figures(rows)
+    rounds = [_figures([r for r in rows if r["round"] == turn + 1]) for turn in range(repeat)]
+    return make_report("decode", settings, figures, rows, spread(figures, rounds))
 
 
 def _run(side: str, path: str) -> list[Row]:

@@ -1,9 +1,11 @@
-"""What every benchmark shares: the record of machine and versions, and how a report looks."""
+"""What every benchmark shares: its record, how that is read again, and how it is printed."""
 
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
 from statistics import median as median
 from typing import Any
 
@@ -11,24 +13,34 @@ from rich.console import Console
 from rich.table import Table
 
 from edgecortex import doctor
+from edgecortex.bench.figures import FIGURES
+from edgecortex.errors import EdgeCortexError
 from edgecortex.models.machine import this_machine
 
 WIDTH = 200  # columns of what is not printed on a terminal
+KEYS = ("benchmark", "machine", "versions", "settings", "figures", "rows")
 Row = dict[str, Any]
 Report = dict[str, Any]
 
 
 def make_report(
-    benchmark: str, settings: dict[str, Any], figures: dict[str, float], rows: Sequence[Row]
+    benchmark: str,
+    settings: dict[str, Any],
+    figures: dict[str, float],
+    rows: Sequence[Row],
+    spread: dict[str, list[float]] | None = None,
 ) -> Report:
-    """One benchmark's result. `figures` are named as in `<benchmark>.<figure>`; `rows` are the
-    single measurements, with units in their keys."""
+    """One benchmark's result. `figures` are named as in `<benchmark>.<figure>`, and `spread` has
+    the least and the most of those that were measured several times; `rows` are the single
+    measurements, with units in their keys."""
     return {
         "benchmark": benchmark,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": doctor.versions(),
         "settings": settings,
         "figures": figures,
+        "spread": spread or {},
         "rows": list(rows),
     }
 
@@ -43,38 +55,178 @@ def machine() -> dict[str, Any]:
     }
 
 
+def spread(
+    figures: Mapping[str, float], rounds: Sequence[Mapping[str, float]]
+) -> dict[str, list[float]]:
+    """The least and the most of each figure over the rounds, where there are several. Figures
+    that are the worst of some medians may lie outside of all rounds: they count too."""
+    found = {}
+    for name, value in figures.items():
+        values = [figures[name] for figures in rounds if name in figures]
+        if len(values) > 1:
+            found[name] = [min(value, *values), max(value, *values)]
+    return found
+
+
+# Kept and read again.
+
+
+def read_report(path: Path) -> Report:
+    """A report from its file.
+
+    Raises:
+        EdgeCortexError: the file cannot be read, or is none.
+    """
+    found = _read_json(path)
+    if not is_report(found):
+        raise EdgeCortexError(
+            f"{path} is no result of a benchmark: expected an object with {', '.join(KEYS)}"
+        )
+    return dict(found)
+
+
+def read_reports(folder: Path) -> dict[str, Report]:
+    """All reports of a folder by their files' stems; other JSON files are passed over.
+
+    Raises:
+        EdgeCortexError: there are none, or a file cannot be read.
+    """
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except OSError as error:
+        raise EdgeCortexError(f"cannot read the folder {folder}: {error.strerror}") from error
+    found = {path.stem: _read_json(path) for path in paths}
+    reports = {stem: content for stem, content in found.items() if is_report(content)}
+    if not reports:
+        raise EdgeCortexError(
+            f"{folder} has no results: expected files that `edgecortex bench NAME --out` wrote"
+        )
+    return reports
+
+
+def is_report(content: Any) -> bool:
+    return isinstance(content, dict) and all(key in content for key in KEYS)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise EdgeCortexError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise EdgeCortexError(f"{path} is not JSON: {error}") from error
+
+
+# In words and numbers.
+
+
+def made_on(report: Report) -> str:
+    """The machine, the versions and the date, in a line."""
+    here, versions = report["machine"], report["versions"]
+    parts = [
+        here["system"],
+        here["device"],
+        f"{here['num_cpus']} CPUs",
+        f"{here['memory_bytes'] / 1e9:.1f} GB of memory",
+        *(f"{name} {version}" for name, version in versions.items() if version),
+    ]
+    date = report.get("date")
+    return ", ".join(parts) + (f"; {date}" if date else "")
+
+
+def settings_of(report: Report) -> dict[str, str]:
+    """Settings as text; one that has parts is a setting for each. Definitions are none."""
+    found: dict[str, str] = {}
+    for name, value in report["settings"].items():
+        if isinstance(value, dict):
+            parts = {} if name == "definitions" else value
+            found |= {f"{name}.{part}": cell(of_it) for part, of_it in parts.items()}
+        else:
+            found[name] = cell(value)
+    return found
+
+
+def definitions_of(report: Report) -> dict[str, str]:
+    """What the words in a report's rows mean."""
+    return dict(report["settings"].get("definitions", {}))
+
+
+def tables(rows: Iterable[Row]) -> list[tuple[list[str], list[list[str]]]]:
+    """Columns and lines of text, a table for each kind of rows. Rounds of the same thing are one
+    line: the median, with the least and the most."""
+    found: dict[tuple[str, ...], list[list[str]]] = {}
+    for row in _over_rounds(rows):
+        found.setdefault(tuple(row), []).append(list(row.values()))
+    return [(list(columns), lines) for columns, lines in found.items()]
+
+
+def _over_rounds(rows: Iterable[Row]) -> list[dict[str, str]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for number, row in enumerate(rows):
+        names = tuple(name for name in row if name != "round")
+        fixed = [(name, str(row[name])) for name in names if not isinstance(row[name], float)]
+        same = tuple(fixed) if "round" in row else number
+        groups.setdefault((names, same), []).append(row)
+    return [
+        {name: _cell_of([row[name] for row in group]) for name in names}
+        for (names, _), group in groups.items()
+    ]
+
+
+def _cell_of(values: list[Any]) -> str:
+    if len(set(map(str, values))) == 1:
+        return cell(values[0])
+    return f"{cell(median(values))} ({between([min(values), max(values)])})"
+
+
+def between(ends: Sequence[float] | None) -> str:
+    """Such as `1.2 to 1.5`; nothing where there is no spread."""
+    return f"{cell(ends[0])} to {cell(ends[1])}" if ends else ""
+
+
+def cell(value: object) -> str:
+    """A value as text, numbers to four digits."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def figure_line(name: str, report: Report) -> str:
+    """A figure with its spread, and whether it is what it should be."""
+    value = report["figures"][name]
+    parts = [f"{name}  {cell(value)}"]
+    if ends := report.get("spread", {}).get(name):
+        parts.append(f"({between(ends)})")
+    if name in FIGURES and FIGURES[name].goal:
+        parts.append(f" {FIGURES[name].goal} {FIGURES[name].verdict(value)}")
+    return " ".join(parts)
+
+
 def show(report: Report, as_json: bool) -> None:
-    """Prints a report on stdout: a table for each kind of rows."""
+    """Prints a report on stdout: a table for each kind of rows, then what its words mean, then
+    the figures."""
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
         return
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = WIDTH
-    for name, value in (*report["machine"].items(), *report["settings"].items()):
-        for line in _lines(name, value):
-            console.print(line)
-    tables: dict[tuple[str, ...], list[Row]] = {}
-    for row in report["rows"]:
-        tables.setdefault(tuple(row), []).append(row)
-    for columns, rows in tables.items():
+    console.print(made_on(report))
+    for name, value in settings_of(report).items():
+        console.print(f"{name}  {value}")
+    for columns, lines in tables(report["rows"]):
         table = Table(*columns, show_edge=False)
-        for row in rows:
-            table.add_row(*map(_cell, row.values()))
+        for line in lines:
+            table.add_row(*line)
         console.print("", table)
     console.print("")
-    for name, value in report["figures"].items():
-        console.print(f"{name}  {_cell(value)}", style="bold")
-
-
-def _lines(name: str, value: object) -> list[str]:
-    """A setting; one that has parts has a line for each."""
-    if isinstance(value, dict):
-        return [f"{name}.{part}  {_cell(of_it)}" for part, of_it in value.items()]
-    return [f"{name}  {_cell(value)}"]
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    for name, meaning in definitions_of(report).items():
+        console.print(f"{name}: {meaning}")
+    if definitions_of(report):
+        console.print("")
+    for name in report["figures"]:
+        console.print(figure_line(name, report), style="bold")

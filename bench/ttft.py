@@ -14,7 +14,7 @@ import numpy as np
 
 from edgecortex.bench import side
 from edgecortex.bench.phases import STAGES
-from edgecortex.bench.report import Report, Row, make_report, median
+from edgecortex.bench.report import Report, Row, make_report, median, spread
 from edgecortex.errors import EdgeCortexError
 from edgecortex.models import resolve
 from edgecortex.models.adapter import compute_dtype
@@ -72,7 +72,9 @@ def measure(model: str, contexts: Sequence[int], repeat: int, progress: Progress
         "definitions": DEFINITIONS,
     }
     rows = [*_rows(times), {"what": "saving", **saving}]
-    return make_report("ttft", settings, _figures(rows), rows)
+    figures = _figures(rows)
+    by_round = [_figures(_rows(_round(times, number))) for number in range(repeat)]
+    return make_report("ttft", settings, figures, rows, spread(figures, by_round))
 
 
 def _gguf(model: str) -> str | None:
@@ -225,6 +227,10 @@ def _rows(times: Times) -> list[Row]:
     ]
 
 
+def _round(times: Times, number: int) -> Times:
+    return {key: [parts[number]] for key, parts in times.items() if number < len(parts)}
+
+
 def _ttft(state: str, tokens: int, new_tokens: int, parts: list[Row]) -> Row:
     seconds = [part["ttft_s"] for part in parts]
     row: Row = {"what": "ttft", "state": state, "tokens": tokens, "new_tokens": new_tokens}
@@ -251,7 +257,7 @@ def _order(item: tuple[tuple[str, int, int], list[Row]]) -> tuple[int, int, int]
 
 
 def _figures(rows: list[Row]) -> dict[str, float]:
-    """Those that the sizes allow, of one new token."""
+    """Those that the rows allow, of one new token."""
     wanted = [row for row in rows if row["what"] == "ttft" and row["new_tokens"] == 1]
     by = {(row["state"], row["tokens"]): row for row in wanted}
 
@@ -263,12 +269,13 @@ def _figures(rows: list[Row]) -> dict[str, float]:
         a, b = by.get((state, tokens)), by.get((other, tokens))
         return a["ttft_s"] / b["ttft_s"] if a and b else None
 
+    saving = next((row["slowdown_pct"] for row in rows if row["what"] == "saving"), None)
     figures = {
         "ttft.warm_over_limit": most("warm", lambda row: row["over_limit"], LIMIT_FROM),
         "ttft.cold_over_warm_8k": ratio("cold", 8192, "warm"),
         "ttft.cold_4k_over_mlx_lm": ratio("cold", 4096, "mlx_lm"),
         "ttft.cold_4k_over_llama_cpp": ratio("cold", 4096, "llama_cpp"),
         "ttft.hot_over_step": most("hot", lambda row: row["ttft_s"] / row["step_s"]),
-        "ttft.saving_slowdown_pct": rows[-1]["slowdown_pct"],
+        "ttft.saving_slowdown_pct": saving,
     }
     return {name: value for name, value in figures.items() if value is not None}

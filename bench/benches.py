@@ -1,0 +1,92 @@
+"""Which benchmarks there are: what each is about, its settings, and how long it takes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """`settings` and `quick` are arguments of the `measure` of the module of the same name;
+    `seconds` and `quick_seconds` a rough time for either, with the default model on two cores."""
+
+    title: str
+    seconds: float
+    quick_seconds: float
+    settings: Settings = field(default_factory=dict)
+    quick: Settings = field(default_factory=dict)
+
+    def chosen(self, quick: bool) -> Settings:
+        return dict(self.quick if quick else self.settings)
+
+    def expected_s(self, quick: bool) -> float:
+        return self.quick_seconds if quick else self.seconds
+
+
+BENCHES = {
+    "ttft": Bench(
+        "Time to the first token: context read anew, on disk, in memory; and mlx-lm's",
+        1500,
+        75,
+        {"contexts": [512, 1024, 2048, 4096, 8192], "repeat": 3},
+        {"contexts": [512, 2048], "repeat": 1},
+    ),
+    "decode": Bench(
+        "Many agents decoding together, against mlx-lm on the same weights",
+        600,
+        120,
+        {"repeat": 3},
+        {"repeat": 1},
+    ),
+    "memory": Bench(
+        "What KV takes on disk, and how many agents of Gemma 3 12B fit in 10.2 GB of memory",
+        180,
+        75,
+        {"quick": False},
+        {"quick": True},
+    ),
+    "quality": Bench(
+        "What each KV format costs in perplexity and KL, against full precision",
+        900,
+        60,
+        {"windows": {1024: 16, 4096: 4}},
+        {"windows": {1024: 2}},
+    ),
+    "council": Bench(
+        "Streams on a River's landmarks: what each takes, and what they cost the River",
+        300,
+        60,
+        {"quick": False},
+        {"quick": True},
+    ),
+    "synapse": Bench(
+        "What a few landmarks are worth, against as many sinks and recent tokens",
+        1200,
+        90,
+        {"contexts": 20, "tokens": 4096, "kept": 128, "text": ""},
+        {"contexts": 3, "tokens": 4096, "kept": 128, "text": ""},
+    ),
+    "injection": Bench(
+        "What an injected thought does, against the same words pasted; and the gate",
+        300,
+        40,
+        {"contexts": 20, "text": ""},
+        {"contexts": 3, "text": ""},
+    ),
+    "compare": Bench(
+        "The same work on EdgeCortex and on others, side by side",
+        600,
+        60,
+        {"quick": False},
+        {"quick": True},
+    ),
+    "roofline": Bench(
+        "How near to the machine's own limits reading and decoding come",
+        120,
+        30,
+        {"quick": False},
+        {"quick": True},
+    ),
+    "blas": Bench("Time to read 512 tokens, with our BLAS and with the MLX wheel's own", 60, 60),
+}
