@@ -1,0 +1,239 @@
+"""Reports as files: JSON, Markdown that is readable without any other page, and pictures."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from edgecortex.bench import plot
+from edgecortex.bench.benches import BENCHES
+from edgecortex.bench.figures import FIGURES, figures_of
+from edgecortex.bench.report import (
+    Report,
+    between,
+    cell,
+    definitions_of,
+    made_on,
+    read_reports,
+    settings_of,
+    tables,
+)
+from edgecortex.errors import ConfigError, EdgeCortexError
+
+COLLECTED = "REPORT.md"
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+NO_PLOTS = 'no pictures are drawn without matplotlib: pip install "edgecortex[bench]"'
+_COLUMNS = ("figure", "what it is", "here", "spread", "target", "verdict", "held against")
+_RIGHT = ("here", "spread", "target")
+
+
+def prepare(folder: Path) -> None:
+    """Makes a folder for results, before anything is measured.
+
+    Raises:
+        EdgeCortexError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise EdgeCortexError(
+            f"cannot write in {folder}: {error.strerror}; name another folder with --out"
+        ) from error
+
+
+def save(report: Report, folder: Path, stem: str) -> None:
+    """Writes a report's JSON, its pictures where they can be drawn, and its Markdown. Old ones of
+    that name are replaced.
+
+    Raises:
+        EdgeCortexError: the folder cannot be written.
+    """
+    for name in _pictures(folder, stem):
+        (folder / name).unlink()
+    write(folder / f"{stem}.json", json.dumps(report, ensure_ascii=False) + "\n")
+    plot.draw_all(report, folder, stem)
+    lines = [f"# {_title(report)}", "", *_about(stem, report, folder)]
+    write(folder / f"{stem}.md", _text(lines))
+
+
+def collect(folder: Path) -> dict[str, Report]:
+    """Draws all reports of a folder and writes one page about them.
+
+    Returns: the reports by their files' stems.
+
+    Raises:
+        EdgeCortexError: there are none, or the folder cannot be read or written.
+    """
+    reports = read_reports(folder)
+    prepare(folder)
+    for stem, report in reports.items():
+        plot.draw_all(report, folder, stem)
+    write(folder / COLLECTED, page(reports, folder))
+    return reports
+
+
+def write(path: Path, text: str) -> None:
+    """Puts a text file in place of another, whole."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, "utf-8")
+    os.replace(part, path)
+
+
+# Pages.
+
+
+def page(reports: Mapping[str, Report], folder: Path) -> str:
+    """All about the reports of a folder."""
+    lines = ["# What EdgeCortex does on this machine", "", *_told(reports), ""]
+    lines += figure_table(reports)
+    if missing := _missing(reports):
+        lines += ["", f"Not measured here: {', '.join(f'`{name}`' for name in missing)}."]
+    if not plot.available() and not any(_pictures(folder, stem) for stem in reports):
+        lines += ["", f"There are no pictures: {NO_PLOTS}."]
+    for stem, report in reports.items():
+        lines += ["", f"## {_title(report)}", "", *_about(stem, report, folder)]
+    return _text(lines)
+
+
+def readme_block(reports: Mapping[str, Report], folder: Path, base: Path) -> str:
+    """What a README says of the results in a folder, in links from its own folder."""
+    lines = [*_told(reports), "", *figure_table(reports)]
+    to = Path(os.path.relpath(folder, base)).as_posix()
+    links = [
+        f"[{stem}]({to}/{name})"
+        for stem in reports
+        for name in _pictures(folder, stem)
+        if name.endswith(".svg")
+    ]
+    if links:
+        lines += ["", f"Pictures: {', '.join(links)}."]
+    return _text(lines)
+
+
+def replace_block(readme: Path, reports: Mapping[str, Report], folder: Path) -> None:
+    """Puts the results of a folder between a README's markers.
+
+    Raises:
+        ConfigError: there are no markers.
+        EdgeCortexError: it cannot be read or written.
+    """
+    try:
+        before, after = around_block(readme.read_text("utf-8"))
+        block = readme_block(reports, folder, readme.absolute().parent)
+        write(readme, f"{before}{BEGIN}\n{block}{END}{after}")
+    except OSError as error:
+        raise EdgeCortexError(f"cannot change {readme}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{readme}: expected a line {BEGIN} and after it a line {END}; put them where the "
+            "results are to stand"
+        ) from error
+
+
+def around_block(text: str) -> tuple[str, str]:
+    """What stands before and after a README's results.
+
+    Raises:
+        ValueError: there are no markers.
+    """
+    begin = text.index(BEGIN)
+    end = text.index(END, begin)
+    return text[:begin], text[end + len(END) :]
+
+
+# Parts of pages.
+
+
+def figure_table(reports: Mapping[str, Report]) -> list[str]:
+    """A line of Markdown for each figure of some reports."""
+    usual, lines = _usual_model(reports), []
+    for report in reports.values():
+        of = "" if _model(report) in ("", usual) else f" ({_model(report)})"
+        for name, value in report["figures"].items():
+            ends = report.get("spread", {}).get(name)
+            lines.append(_figure(name, f"`{name}`{of}", value, ends))
+    return _table(_COLUMNS, lines)
+
+
+def _told(reports: Mapping[str, Report]) -> list[str]:
+    """Paragraphs: on what was measured, and how to read the figures."""
+    machines = _machines(reports)
+    lines = []
+    for made, stems in machines.items():
+        lines += [made + (f" ({', '.join(stems)})." if len(machines) > 1 else "."), ""]
+    text = f"The model is {_usual_model(reports)} unless said otherwise."
+    if any(report.get("spread") for report in reports.values()):
+        text += " Spread is the least and the most of several rounds."
+    return [*lines, text]
+
+
+def _usual_model(reports: Mapping[str, Report]) -> str:
+    """The one that most reports are about."""
+    models = [_model(report) for report in reports.values()]
+    return max(models, key=models.count)
+
+
+def _figure(name: str, label: str, value: float, ends: Sequence[float] | None) -> list[str]:
+    if name not in FIGURES:
+        return [label, "", cell(value), between(ends), "", "", ""]
+    figure = FIGURES[name]
+    unit = f" {figure.unit}" if figure.unit else ""
+    texts = [figure.meaning, cell(value) + unit, between(ends), figure.goal]
+    return [label, *texts, figure.verdict(value), figure.against]
+
+
+def _about(stem: str, report: Report, folder: Path) -> list[str]:
+    """A report without its heading."""
+    lines = [f"{made_on(report)}.", ""]
+    settings = [f"{name}: {value}" for name, value in settings_of(report).items()]
+    lines += [f"Settings: {'; '.join(settings)}.", "", *figure_table({stem: report})]
+    if pictures := _pictures(folder, stem):
+        lines += ["", f"![{_title(report)}]({pictures[0]})"]
+    for columns, rows in tables(report["rows"]):
+        lines += ["", *_table(columns, rows)]
+    if definitions := definitions_of(report):
+        lines += ["", *(f"- {name}: {meaning}" for name, meaning in definitions.items())]
+    return lines
+
+
+def _title(report: Report) -> str:
+    name = report["benchmark"]
+    title = f"{name}: {BENCHES[name].title}" if name in BENCHES else name
+    return f"{title} ({_model(report)})" if _model(report) else title
+
+
+def _model(report: Report) -> str:
+    return str(report["settings"].get("model", ""))
+
+
+def _machines(reports: Mapping[str, Report]) -> dict[str, list[str]]:
+    """Machine and versions, without dates, and the stems of what was measured there."""
+    found: dict[str, list[str]] = {}
+    for stem, report in reports.items():
+        found.setdefault(made_on(report).partition(";")[0], []).append(stem)
+    return found
+
+
+def _missing(reports: Mapping[str, Report]) -> list[str]:
+    """Figures that the reports' benchmarks could have given, and did not."""
+    given = {name for report in reports.values() for name in report["figures"]}
+    kinds = dict.fromkeys(report["benchmark"] for report in reports.values())
+    return [name for kind in kinds for name in figures_of(kind) if name not in given]
+
+
+def _pictures(folder: Path, stem: str) -> list[str]:
+    names = [f"{stem}{suffix}" for suffix in plot.SUFFIXES]
+    return [name for name in names if (folder / name).is_file()]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table. A `|` in a cell would end it."""
+    rules = ["--:" if column in _RIGHT else "---" for column in columns]
+    lines = [list(columns), rules, *([text.replace("|", "\\|") for text in row] for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,269 @@
+"""All benchmarks: one by name, or one after the other, each in a process of its own."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgecortex import doctor
+from edgecortex.bench import render
+from edgecortex.bench.benches import BENCHES
+from edgecortex.bench.report import Report, machine, make_report, read_report
+from edgecortex.errors import ConfigError, EdgeCortexError, PromptError
+
+RECORD = "run.json"
+OWN_TEXT = "Python's language reference"
+TAIL = 30  # lines of a failed process that are looked at
+Say = Callable[[str], None]
+
+
+def measure(name: str, model: str, quick: bool, given: dict[str, Any], progress: Say) -> Report:
+    """Runs one benchmark here.
+
+    Args:
+        given: settings that go before its own; None is not given.
+
+    Raises:
+        EdgeCortexError: it failed.
+    """
+    settings = BENCHES[name].chosen(quick)
+    settings |= {key: value for key, value in given.items() if value is not None}
+    source = settings.get("text")
+    if "text" in settings:
+        settings["text"] = _text(source)
+    module = importlib.import_module(f"edgecortex.bench.{name}")
+    found: Report = module.measure(model=model, progress=progress, **settings)
+    found["settings"] |= {"quick": quick}
+    if "text" in settings:
+        found["settings"]["text"] = str(source or OWN_TEXT)
+    return found
+
+
+def _text(source: Path | None) -> str:
+    if not source:
+        from edgecortex.bench.text import english_once
+
+        return english_once()
+    try:
+        return Path(source).read_text("utf-8")
+    except OSError as error:
+        raise EdgeCortexError(f"cannot read {source}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{source} is not text: expected UTF-8, got {error.reason}") from error
+
+
+# All of them.
+
+
+def names() -> list[str]:
+    """What `all` runs here: the one of the BLAS makes sense on a CPU that needs one from us."""
+    on_cpu = sys.platform == "linux" and doctor.device_name().startswith("CPU")
+    return [name for name in BENCHES if name != "blas" or on_cpu]
+
+
+class Record:
+    """A folder's `run.json`: the settings of its run, and the seconds of what is complete.
+
+    Raises:
+        ConfigError: the folder has results of other settings, or that no run wrote.
+        EdgeCortexError: it cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, model: str, quick: bool, again: bool) -> None:
+        self.folder, self.quick = folder, quick
+        self.settings = {
+            "model": model,
+            "quick": quick,
+            "machine": machine(),
+            "versions": doctor.versions(),
+        }
+        old = self._read()
+        self.seconds: dict[str, float] = {}
+        self._before: dict[str, float] = {}
+        if old and old["settings"].get("quick") == quick:
+            self._before = old["seconds"]
+        if again:
+            self._remove_results()
+        elif old:
+            self._check(old["settings"])
+            self.seconds = dict(self._before)
+        elif there := [name for name in BENCHES if (folder / f"{name}.json").exists()]:
+            raise ConfigError(
+                f"{folder} has results that no `bench all` wrote: {', '.join(there)}; name "
+                "another folder with --out, or replace them with --again"
+            )
+        self._write()
+
+    def complete(self, name: str) -> bool:
+        return name in self.seconds and (self.folder / f"{name}.json").is_file()
+
+    def note(self, name: str, seconds: float) -> None:
+        """A benchmark is complete."""
+        self.seconds[name] = seconds
+        self._write()
+
+    def expected_s(self, name: str) -> float:
+        """How long it took last, or takes by experience."""
+        return self._before.get(name) or BENCHES[name].expected_s(self.quick)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads((self.folder / RECORD).read_text("utf-8"))
+            return {"settings": dict(content["settings"]), "seconds": dict(content["seconds"])}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise EdgeCortexError(
+                f"{self.folder / RECORD} is not what `bench all` wrote ({error!r}): name another "
+                "folder with --out"
+            ) from error
+
+    def _write(self) -> None:
+        content = {"settings": self.settings, "seconds": self.seconds}
+        render.write(self.folder / RECORD, json.dumps(content, indent=2) + "\n")
+
+    def _check(self, old: dict[str, Any]) -> None:
+        now = json.loads(json.dumps(self.settings))
+        differ = [
+            f"{key} {old.get(key)!r}, not {now[key]!r}" for key in now if old.get(key) != now[key]
+        ]
+        if differ:
+            raise ConfigError(
+                f"{self.folder} has a run with {'; '.join(differ)}: name another folder with "
+                "--out, or begin anew with --again"
+            )
+
+    def _remove_results(self) -> None:
+        for name in BENCHES:
+            for suffix in (".json", ".md", ".svg", ".png"):
+                (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
+
+
+class Pace:
+    """How long some benchmarks that run one after the other will still take. Where the first are
+    slower than was expected, so will the others be."""
+
+    def __init__(self, expected: dict[str, float]) -> None:
+        self._expected = dict(expected)
+        self._foreseen = self._taken = self._now = self._start = 0.0
+
+    def begin(self, name: str) -> None:
+        self._now, self._start = self._expected.pop(name), time.monotonic()
+
+    def end(self) -> float:
+        """Returns: the seconds since it began."""
+        seconds = time.monotonic() - self._start
+        self._foreseen += self._now
+        self._taken += seconds
+        self._now = 0.0
+        return seconds
+
+    def left_s(self) -> float:
+        factor = self._taken / self._foreseen if self._foreseen else 1.0
+        running = factor * self._now - (time.monotonic() - self._start) if self._now else 0.0
+        return factor * sum(self._expected.values()) + max(0.0, running)
+
+
+def run(record: Record, wanted: Sequence[str], pace: Pace, say: Say, note: Say) -> dict[str, str]:
+    """Runs what is not complete, each in a process of its own; what it writes goes into the
+    record's folder.
+
+    Args:
+        say: shows what is being done just now.
+        note: shows what has been done.
+
+    Returns: what went wrong, by name.
+
+    Raises:
+        KeyboardInterrupt: what was running is ended; what is complete stays.
+    """
+    problems = {}
+    for number, name in enumerate(wanted, 1):
+        if record.complete(name):
+            note(f"{name}: complete since an earlier start")
+            continue
+        head = f"{number} of {len(wanted)}, {name}"
+        say(f"{head}; {duration(pace.left_s())} left")
+        pace.begin(name)
+        problem = _run_one(record, name, head, say)
+        seconds = pace.end()
+        if problem:
+            problems[name] = problem
+            note(f"{name}: failed after {duration(seconds)}: {problem}")
+        else:
+            record.note(name, seconds)
+            note(f"{name}: complete after {duration(seconds)}")
+    return problems
+
+
+def duration(seconds: float) -> str:
+    """Such as 2:05 or 1:00:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def command(record: Record, name: str) -> list[str]:
+    """What runs a benchmark and writes its results into the record's folder."""
+    options = ["--model", str(record.settings["model"]), "--out", str(record.folder.absolute())]
+    quick = ["--quick"] if record.quick else []
+    return [sys.executable, "-m", "edgecortex.cli.main", "bench", name, *options, *quick]
+
+
+def _run_one(record: Record, name: str, head: str, say: Say) -> str | None:
+    """Returns: what went wrong."""
+    lines = deque[str](maxlen=TAIL)
+    # Modules are looked for where this process has its own, not in the current folder. In a
+    # session of its own it gets one Ctrl-C, ours, and not the terminal's as well.
+    with subprocess.Popen(
+        command(record, name), env=os.environ | {"PYTHONSAFEPATH": "1"}, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stderr
+        try:
+            for line in process.stderr:
+                lines.append(line.rstrip())
+                say(f"{head}: {lines[-1]}")
+            process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+    return _problem(process.returncode, lines) or _unreadable(record.folder / f"{name}.json")
+
+
+def _problem(status: int, lines: Sequence[str]) -> str | None:
+    if status == 0:
+        return None
+    how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+    _, told, said = "\n".join(lines).rpartition("edgecortex: ")
+    return said if told else f"{how}: {lines[-1]}" if lines else how
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        read_report(path)
+    except EdgeCortexError as error:
+        return str(error)
+    return None
+
+
+def summary(record: Record, wanted: Sequence[str], problems: dict[str, str]) -> Report:
+    """The figures of all that is complete, as one report; its rows say how each went."""
+    reports = [read_report(record.folder / f"{n}.json") for n in wanted if record.complete(n)]
+    figures = {name: value for r in reports for name, value in r["figures"].items()}
+    spreads = {name: ends for r in reports for name, ends in r["spread"].items()}
+    rows = [
+        {"benchmark": name, "seconds": record.seconds.get(name), "problem": problems.get(name)}
+        for name in wanted
+    ]
+    settings = {key: record.settings[key] for key in ("model", "quick")}
+    return make_report("all", settings, figures, rows, spreads)
