@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from edgecortex import doctor
+from edgecortex import doctor, selftest
+from edgecortex.plain import Gap
 from tests.cli.conftest import Cli
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="BLAS is chosen on Linux only")
@@ -73,3 +74,67 @@ def test_mlx_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, home: Path
     found = doctor.examine()
     assert (found.device, found.blas) == (None, None)
     assert found.problems[0].what.startswith("mlx cannot be imported")
+
+
+# The self-test, its checks scripted: they have tests of their own.
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    made = {"one": lambda: Gap(2e-7, 1e-6), "two": lambda: Gap(0.0, 0.0)}
+    monkeypatch.setattr(selftest, "GROUPS", {"group": lambda: made})
+    return made
+
+
+def test_a_device_that_computes_right(cli: Cli, checks: dict[str, Any]) -> None:
+    result = cli("doctor", "--selftest", "--device", "cpu")
+    assert (result.code, result.err) == (0, "")
+    device, _, header, *lines, _, verdict = result.out.splitlines()
+    assert device.startswith("CPU (")
+    assert header.split() == ["group", "check", "error", "at", "most"]
+    assert [line.split() for line in lines] == [
+        ["group", "one", "2e-07", "1e-06", "ok"],
+        ["group", "two", "0", "0", "ok"],
+    ]
+    assert verdict.startswith("all 2 checks passed, in ")
+
+
+def test_a_device_that_does_not(cli: Cli, checks: dict[str, Any]) -> None:
+    checks["three"] = lambda: Gap(0.5, 0.25, "decode")
+    checks["four"] = lambda: 1 / 0
+    result = cli("doctor", "--selftest")
+    assert result.code == 1
+    assert "0.5     0.25  FAILED\n  decode: expected an error up to 0.25, got 0.5\n" in result.out
+    assert "-        -  FAILED\n  ZeroDivisionError: division by zero\n" in result.out
+    assert "2 of 4 checks FAILED" in result.out
+
+
+def test_the_selftest_as_json(cli: Cli, checks: dict[str, Any]) -> None:
+    checks["three"] = lambda: Gap(float("inf"), 0.25, "decode")
+    result = cli("doctor", "--selftest", "--json")
+    found = json.loads(result.out, parse_constant=lambda name: pytest.fail(name))
+    assert (result.code, found["num_failed"]) == (1, 1)
+    assert list(found) == ["device", "versions", "num_failed", "seconds", "checks"]
+    assert found["versions"] == doctor.versions()
+    facts = ["group", "name", "passed", "error", "tolerance", "where", "message"]
+    assert [[check[fact] for fact in facts] for check in found["checks"]] == [
+        ["group", "one", True, 2e-7, 1e-6, "", ""],
+        ["group", "two", True, 0.0, 0.0, "", ""],
+        [
+            *("group", "three", False, None, 0.25, "decode"),
+            "decode: expected an error up to 0.25, got inf",
+        ],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--device", "cpu"), "--device says where --selftest runs"),
+        (("--selftest", "--device", "tpu"), "'tpu' is not one of"),
+    ],
+)
+def test_a_device_that_cannot_be_meant(cli: Cli, args: tuple[str, ...], said: str) -> None:
+    result = cli("doctor", *args)
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
