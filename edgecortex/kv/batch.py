@@ -53,18 +53,27 @@ class BatchQuantizedKVCache:
 
     def arrays(self) -> list[mx.array]:
         """The slab's arrays, for evaluation."""
+        self._fit()
         return [x for x in (self._k, self._v) if x is not None]
 
     def resize(self, num_slots: int) -> None:
-        """Grows the slab to `num_slots` rows."""
-        grown, self.num_slots = num_slots - self.num_slots, num_slots
-        self._k, self._v = (
-            None if x is None else mx.concatenate([x, mx.zeros((grown, *x.shape[1:]), x.dtype)])
-            for x in (self._k, self._v)
-        )
+        """Promises `num_slots` rows: the slab grows when it is used next, once for all agents
+        that have come by then."""
+        self.num_slots = num_slots
+
+    def _fit(self) -> None:
+        """Gives the slab the rows that are promised."""
+        missing = 0 if self._k is None else self.num_slots - self._k.shape[0]
+        if missing:
+            self._k, self._v = (
+                mx.concatenate([x, mx.zeros((missing, *x.shape[1:]), x.dtype)])
+                for x in (self._k, self._v)
+                if x is not None
+            )
 
     def reorder(self, slots: mx.array) -> None:
         """Keeps these slots' rows, in this order; the slab is let go when none is left."""
+        self._fit()
         self.num_slots = slots.size
         self._plan, self._decode_view, self._span_views, self._kept = None, None, (), {}
         self._loosen(self._stacks | self._used_stacks)

@@ -1,0 +1,67 @@
+"""The slab of unquantized rows as agents come and go."""
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from edgecortex.config import EngineConfig
+from edgecortex.kv.batch import BatchQuantizedKVCache
+from edgecortex.kv.context import Context
+from edgecortex.runner import ModelRunner
+from tests import tiny
+
+IDS = [3 + (7 * i * i + 5 * i) % 90 for i in range(100)]
+MANY = 40
+
+
+@pytest.fixture
+def runner() -> Iterator[ModelRunner]:
+    runner = ModelRunner(tiny.make("llama"), EngineConfig(kv_format="kv4"))
+    yield runner
+    runner.pool.check()
+
+
+def said(runner: ModelRunner, *contexts: Context) -> np.ndarray:
+    """(contexts, vocab), after one more token each."""
+    return np.array(runner.run([(context, [IDS[0]]) for context in contexts])[1])
+
+
+def slots(cache: BatchQuantizedKVCache) -> list[int]:
+    return [array.shape[0] for array in (cache._k, cache._v) if array is not None]
+
+
+def test_grows_once_for_all_who_have_come(runner: ModelRunner) -> None:
+    first = runner.pool.open()
+    runner.run([(first, IDS)])
+    before = mx.get_active_memory()
+    others = [runner.pool.open() for _ in range(MANY)]
+    assert mx.get_active_memory() == before
+    cache = runner.pool.caches[0]
+    assert (slots(cache), cache.num_slots > MANY) == ([1, 1], True)
+    runner.run([(context, IDS[:20]) for context in others])
+    assert slots(cache) == [cache.num_slots] * 2
+
+
+def test_rows_stay_as_they_are(runner: ModelRunner) -> None:
+    first, twin = runner.pool.open(), runner.pool.open()
+    runner.run([(first, IDS), (twin, IDS)])
+    alone = said(runner, twin)
+    for _ in range(MANY):
+        runner.pool.open()
+    np.testing.assert_array_equal(said(runner, first), alone)
+
+
+def test_who_came_and_was_not_used_can_go(runner: ModelRunner) -> None:
+    first, twin = runner.pool.open(), runner.pool.open()
+    runner.run([(first, IDS), (twin, IDS)])
+    alone = said(runner, twin)
+    last, *others = [runner.pool.open() for _ in range(MANY)][::-1]
+    for context in others:  # half of the slots are free then: rows move
+        runner.pool.close(context)
+    assert runner.pool.caches[0].num_slots < MANY
+    fresh = runner.pool.open()
+    runner.run([(last, IDS), (fresh, IDS)])
+    logits = said(runner, first, last, fresh)
+    np.testing.assert_allclose(logits, np.repeat(alone, 3, axis=0), atol=2e-4)
