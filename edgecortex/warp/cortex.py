@@ -35,7 +35,7 @@ PROMPTS = {
 }
 RIVER_STATES = 256  # of its newest tokens the gate compares hidden states
 ALLOWANCE = 256  # tokens of thoughts that any River takes, however little it was told
-REFERENCE = "\n[Note: {}]\n"
+REFERENCE = "\n{}\n"  # any words around it would be said again
 # Read once, so that the states that the gate knows stand for text at large.
 PLAIN_TEXT = (
     "The harbour was quiet when the ferry came in. Nobody had expected rain, yet by noon the "
