@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgecortex.cli import options
-from edgecortex.cli.thoughts import Watch
+from edgecortex.cli.thoughts import MAX_TOKENS, Watch
 from edgecortex.council import Council, Seat, load
 from edgecortex.errors import ConfigError, EdgeCortexError, PromptError, StateError
 
@@ -51,7 +51,9 @@ def council(
     landmarks: Annotated[
         int | None, typer.Option(help="How many tokens of the question Streams see at most.")
     ] = None,
-    stream_tokens: Annotated[int, typer.Option(min=1, help="Longest thought, in tokens.")] = 64,
+    stream_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest thought, in tokens.")
+    ] = MAX_TOKENS,
     wait: Annotated[
         bool, typer.Option(help="Answer when all Streams are done, or begin beside them.")
     ] = True,
@@ -154,14 +156,12 @@ def _with_context(question: str, file: Path | None) -> str:
 
 
 def _cortex_config(plan: Council, sampling: "SamplingParams") -> "CortexConfig":
-    """Thoughts may be as long together as all that the River was told: a question is short."""
     from edgecortex.warp.cortex import CortexConfig
 
     return CortexConfig(
         num_landmarks=plan.landmarks,
         threshold=plan.threshold,
         mode=plan.mode,
-        max_share=1.0,
         sampling=sampling,
     )
 
@@ -183,21 +183,23 @@ def _hold(agent: "Agent", text: str, watch: Watch, wait: bool, as_json: bool) ->
     planned = list(watch.thoughts)
     streaming = not (as_json or watch.is_live)
     generation = agent.think_with().ask(text, planned) if wait else agent.chat(text)
-    with watch.shown():
-        try:
-            for piece in generation:
-                if not (wait or watch.answer):
-                    _spawn(agent, planned)
-                watch.answer += piece
-                if streaming:
-                    print(piece, end="", flush=True)
-        except KeyboardInterrupt:
-            _stop(agent, generation)
-            raise
-        finally:
-            _close(agent, planned)
-    if not as_json:
-        print("" if streaming else watch.answer)
+    try:
+        with watch.shown():
+            try:
+                for piece in generation:
+                    if not watch.answer:
+                        watch.tell() if wait else _spawn(agent, planned)
+                    watch.answer += piece
+                    if streaming:
+                        print(piece, end="", flush=True)
+            except KeyboardInterrupt:
+                _stop(agent, generation)
+                raise
+            finally:
+                _close(agent, planned)
+    finally:
+        if watch.answer and not as_json:
+            print("" if streaming else watch.answer)
     return generation
 
 

@@ -1,14 +1,18 @@
 """Where a chat's lines come from: a person at a terminal, or a pipe."""
 
+import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from edgecortex.cli.options import decoded
 from edgecortex.paths import state_dir
 
 PROMPT = "> "
+NEWS_S = 0.25  # between looks for news
 
 
 def is_interactive() -> bool:
@@ -27,10 +31,23 @@ def piped_lines() -> Iterator[str]:
         yield line
 
 
-def typed_lines(note: Callable[[str], None]) -> Iterator[str]:
+class Teller(Protocol):
+    """Who has something to say between the lines."""
+
+    def note(self, text: str) -> None: ...
+
+    def has_news(self) -> bool:
+        """Whether there is something that was not told yet."""
+
+    def tell_news(self) -> None:
+        """Notes it."""
+
+
+def typed_lines(teller: Teller) -> Iterator[str]:
     """Lines typed at a terminal, with editing and a history that outlives the run.
 
-    A paste may hold several lines. Ctrl-C empties the line, Ctrl-D on an empty one ends.
+    A paste may hold several lines. Ctrl-C empties the line, Ctrl-D on an empty one ends. News are
+    told above the line.
     """
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, InMemoryHistory
@@ -39,18 +56,31 @@ def typed_lines(note: Callable[[str], None]) -> Iterator[str]:
     try:
         session = PromptSession(PROMPT, history=FileHistory(str(private_file("history"))))
     except OSError as error:
-        note(f"no history is kept: {error}")
+        teller.note(f"no history is kept: {error}")
         session = PromptSession(PROMPT, history=InMemoryHistory())
     while True:
         try:
-            line = session.prompt()
+            line = session.prompt(pre_run=partial(_tell_meanwhile, teller))
         except KeyboardInterrupt:
             if not session.default_buffer.text:
-                note("Ctrl-D or /quit leaves, /help lists what else there is")
+                teller.note("Ctrl-D or /quit leaves, /help lists what else there is")
             continue
         except EOFError:
             return
         yield line
+
+
+def _tell_meanwhile(teller: Teller) -> None:
+    """Looks for news for as long as a line is typed."""
+    from prompt_toolkit.application import get_app, run_in_terminal
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(NEWS_S)
+            if teller.has_news():
+                await run_in_terminal(teller.tell_news)
+
+    get_app().create_background_task(look())
 
 
 def private_file(name: str) -> Path:

@@ -52,7 +52,8 @@ def test_a_piped_line_that_is_not_utf8(cli: Cli, smollm2: Path) -> None:
 def test_help_and_unknown_commands_list_what_there_is(
     talk: Chat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["/help", "/stats", "/reset", "/save", "/session", "/quit"]
+    names = ["/help", "/stats", "/task", "/thoughts", "/forget"]
+    names += ["/reset", "/save", "/session", "/quit"]
     talk.take("/help")
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == names
     talk.take("/hlep me")
