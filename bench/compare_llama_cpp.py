@@ -84,8 +84,14 @@ class Llama:
         return np.ctypeslib.as_array(pointer, (self._num_logits,)).copy()
 
     def say(self, ids: Sequence[int], num_tokens: int) -> tuple[float, np.ndarray]:
-        """A greedy answer: the time of its first token, and logits (num_tokens, vocab)."""
-        rows = [self.feed([(0, ids)])[0]]
+        """A greedy answer: the time of its first token, and logits (num_tokens, vocab).
+
+        The last token is read by itself, as mlx-lm does and as after a restored context: with
+        others beside it, its activations would be rounded to 8 bits in another way.
+        """
+        if ids[:-1]:
+            self.feed([(0, ids[:-1])])
+        rows = [self.feed([(0, ids[-1:])])[0]]
         best = int(rows[0].argmax())
         first = time.perf_counter()
         while len(rows) < num_tokens:
