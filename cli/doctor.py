@@ -33,7 +33,9 @@ def doctor(
     ] = False,
     device: Annotated[
         Device | None,
-        typer.Option(help="Where --selftest runs. Default: where MLX does.", show_default=False),
+        typer.Option(
+            help="Where --selftest runs, cpu or gpu. Default: where MLX does.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
