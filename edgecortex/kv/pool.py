@@ -1,7 +1,8 @@
 """`BlockPool`: the one owner of KV memory."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import mlx.core as mx
 
@@ -235,6 +236,17 @@ class BlockPool:
         self._reserved.pop(context, None)
         self._idle[context] = None
         self._idle.move_to_end(context)
+
+    @contextmanager
+    def kept(self, context: Context) -> Iterator[None]:
+        """Lets go of others only, should room be needed meanwhile."""
+        resting = context in self._idle
+        self._idle.pop(context, None)
+        try:
+            yield
+        finally:
+            if resting:
+                self.release(context)
 
     # One step.
 

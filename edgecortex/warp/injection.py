@@ -28,8 +28,7 @@ def forward(runner: ModelRunner, context: Context, token_ids: Sequence[int]) -> 
         BudgetError: there is no room for a copy of the context's row.
     """
     pool, n = runner.pool, len(token_ids)
-    with_room(pool, context, context.num_own)
-    try:
+    with pool.kept(context):
         reader = pool.fork(context)
         try:
             with_room(pool, reader, reader.num_own + n)
@@ -37,8 +36,6 @@ def forward(runner: ModelRunner, context: Context, token_ids: Sequence[int]) -> 
             return moved(runner, reader, reader.num_own - n, context)
         finally:
             pool.close(reader)
-    finally:
-        pool.release(context)
 
 
 def moved(runner: ModelRunner, source: Context, first: int, target: Context) -> KVSegment:
