@@ -1,6 +1,5 @@
 """Where every agent's KV is, and how it gets there again."""
 
-import contextlib
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -61,15 +60,23 @@ class AgentContexts:
         if context := self._contexts.pop(agent, None):
             self.pool.close(context)
 
+    def renew(self, agent: "Agent") -> None:
+        """Frees what an agent has read itself: what is attached to it stays."""
+        context = self._contexts.get(agent)
+        self.release(agent)
+        if context and context.attached:
+            self.begin(agent, Foreign(context.base, context.attached))
+
     def fork(self, parent: "Agent", child: "Agent") -> None:
         """Gives `child` the KV of `parent`, if it has any and there is room for one more row."""
         if context := self._contexts.get(parent):
-            self.pool.acquire(context, context.num_own)  # in use it is not evicted for the child
-            with contextlib.suppress(BudgetError):
-                self._contexts[child] = self.pool.fork(context)
-            self.pool.release(context)
-        elif parent in self._foreign:
-            self._foreign[child] = self._foreign[parent]
+            with self.pool.kept(context):
+                try:
+                    self._contexts[child] = self.pool.fork(context)
+                except BudgetError:
+                    self.begin(child, Foreign(context.base, list(context.attached)))
+        elif foreign := self._foreign.get(parent):
+            self.begin(child, Foreign(foreign.base, list(foreign.attached)))
 
     def begin(self, agent: "Agent", foreign: Foreign) -> None:
         """Lets the context of an agent that has none begin with what is not its own."""

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +227,8 @@ class Engine:
         child = Agent(self, _named(name), conversation, parent.sampling, parent.priority)
         self.call(lambda: self.core.contexts.fork(parent, child))
         if parent.cortex:
-            child.think_with(parent.cortex.config).thoughts += parent.cortex.accepted
+            thoughts = [replace(thought) for thought in parent.cortex.accepted]
+            child.think_with(parent.cortex.config).thoughts += thoughts
         return child
 
     def save(self, agent: Agent, name: str) -> "Future[int]":
