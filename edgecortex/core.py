@@ -75,7 +75,9 @@ class EngineCore:
         self.contexts.release(agent)
 
     def cancel_all(self, error: Exception) -> None:
-        """Ends every answer as cancelled, with an error to raise."""
+        """Ends every answer as cancelled, with an error to raise; what was deferred is done."""
+        while self._jobs:
+            self._jobs.popleft()()
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self._finish(request, "cancelled", error)
 
@@ -106,8 +108,7 @@ class EngineCore:
         try:
             self._postprocess(*self._run(batch))
         except Exception as error:
-            for request in [request for request, _ in batch if request in self.scheduler.running]:
-                self._fail(request, error)
+            self._fail_step(batch, error)
             return
         seconds = time.perf_counter() - start
         self.overhead_s += seconds - (self.runner.model_s + self.sample_s - elsewhere)
@@ -169,6 +170,8 @@ class EngineCore:
         return "context" if request.context.position + 1 >= self.context_length else None
 
     def _finish(self, request: Request, reason: str, error: Exception | None = None) -> None:
+        if request.generation.stats.finish_reason:
+            return  # it ended with another's
         self.scheduler.remove(request)
         request.generation.error = error
         if not request.cut:
@@ -182,10 +185,19 @@ class EngineCore:
         request.answered(None if error else request.text, request.cut)
         request.generation.finish(reason, _emit(request, hold=False))
 
+    def _fail_step(self, batch: list[tuple[Request, int]], error: Exception) -> None:
+        """Ends the answers of a step; only those of side agents, where nothing of the others'
+        share has been counted in yet: they take the step again."""
+        side = [request for request, _ in batch if request.side]
+        unfed = all(request.pending() == n == 1 for request, n in batch if not request.side)
+        for request in side if side and unfed else [request for request, _ in batch]:
+            if request in self.scheduler.running:
+                self._fail(request, error)
+
     def _fail(self, request: Request, error: Exception) -> None:
         """Ends an answer with an error and lets its KV go: nobody knows how far it got."""
         self._finish(request, "error", error)
-        self.contexts.release(request.agent)
+        self.contexts.renew(request.agent)
 
     def _drop_cancelled(self) -> None:
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
@@ -225,9 +237,12 @@ class EngineCore:
         return ahead > request.num_stored
 
     def _refuse_stuck(self) -> None:
-        """Nobody runs, and the first in line finds no room: it never will."""
-        if self.scheduler.waiting:
-            request = self.scheduler.waiting[0]
+        """Nobody runs, and the first in line finds no room: it never will. Where an answer is held
+        it is for side agents to give way: the others will have its room."""
+        held = any(request.held for request in self.scheduler.running)
+        stuck = [request for request in self.scheduler.waiting if request.side or not held]
+        if stuck:
+            request = stuck[0]
             error = BudgetError(
                 f"no room for agent {request.agent.name!r}: {self.pool.free_bytes:,} bytes of "
                 f"the KV budget of {self.pool.max_bytes:,} are free and nobody else is running; "
