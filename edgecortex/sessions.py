@@ -56,6 +56,8 @@ def save(core: EngineCore, agent: "Agent", name: str, model: str) -> "Future[int
         StoreError: there is no store.
     """
     archive, told, now = archive_of(core), agent.conversation, time.time()
+    seen_from = {laid.id: laid.at for laid in core.contexts.attached(agent)}
+    accepted = [t for t in agent.thoughts if t.status == "accepted" and t.id in seen_from]
     session = Session(
         name=name,
         model=model,
@@ -72,7 +74,7 @@ def save(core: EngineCore, agent: "Agent", name: str, model: str) -> "Future[int
         rendered=told.rendered,
         created=agent.created,
         updated=now,
-        thoughts=[thought.to_dict() for thought in agent.thoughts if thought.status == "accepted"],
+        thoughts=[thought.to_dict() | {"at": seen_from[thought.id]} for thought in accepted],
     )
     return core.contexts.save(agent, session)
 
