@@ -7,6 +7,7 @@ class SideShare:
     A step without side agents earns them time, in proportion to how long it took; a step with
     them costs what it took longer. They are let in as soon as what they would cost is earned, all
     at once as far as a step stays within `max_gap` times its length: together they are cheaper.
+    The first token goes alone, to learn what one costs.
     """
 
     def __init__(self, share: float, max_gap: float) -> None:
@@ -20,7 +21,8 @@ class SideShare:
         if self._alone_s is None or not self._rate:
             return 0
         token_s = self._token_s or self._alone_s
-        room = min(wanted, max(1, int(self._max_extra * self._alone_s / token_s)))
+        most = int(self._max_extra * self._alone_s / token_s) if self._token_s else 1
+        room = min(wanted, max(1, most))
         return room if room * token_s <= self._credit_s else 0
 
     def observe(self, num_side: int, seconds: float, decoding: bool) -> None:

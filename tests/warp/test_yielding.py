@@ -1,0 +1,228 @@
+"""How side agents yield: simulated steps that take what a made-up machine would need."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgecortex.config import EngineConfig, SamplingParams
+from edgecortex.generation import Generation
+from edgecortex.kv.context import Context
+from edgecortex.scheduler import Request, Scheduler
+from edgecortex.yielding import SideShare
+
+ALONE_S = 0.1  # a step of the main agent
+
+
+@dataclass
+class Machine:
+    """Steps of one main agent beside side agents; `fixed_s` and `token_s` are what a step with
+    side agents takes longer, in parts of a step alone."""
+
+    share: SideShare
+    fixed_s: float
+    token_s: float
+    slower_s: float = 0.0  # by which every step alone is longer than the one before
+    main_s: float = 0.0
+    extra_s: list[float] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+    def step(self, wanted: int) -> int:
+        """Takes a step; returns how many side tokens went along."""
+        alone = ALONE_S + self.slower_s * len(self.counts)
+        n = self.share.room(wanted)
+        extra = (self.fixed_s + self.token_s * n) * ALONE_S if n else 0.0
+        self.share.observe(n, alone + extra, True)
+        self.main_s += alone
+        self.extra_s.append(extra)
+        self.counts.append(n)
+        return n
+
+
+shares = st.floats(0.5, 0.95)
+gaps = st.floats(1.2, 5.0)
+costs = st.floats(0.0, 3.0)
+token_costs = st.floats(0.01, 2.0)
+demands = st.lists(st.integers(0, 40), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shares, gaps, costs, token_costs, demands, st.floats(0.0, 1e-4))
+def test_the_main_agent_keeps_its_share(share, gap, fixed, token, demand, slower) -> None:
+    """At any time side agents have had what was earned, and one step's worth at most beyond."""
+    machine = Machine(SideShare(share, gap), fixed, token, slower)
+    total = 0.0
+    for i in range(900):
+        machine.step(demand[i // 150 % len(demand)])
+        total += machine.extra_s[-1]
+        due = (1 / share - 1) * machine.main_s
+        assert total <= due + max(machine.extra_s) + 1e-9
+    assert machine.main_s / (machine.main_s + total) >= share - 0.05
+
+
+@settings(max_examples=60, deadline=None)
+@given(shares, gaps, costs, token_costs, demands)
+def test_no_step_is_stretched_past_the_gap(share, gap, fixed, token, demand) -> None:
+    """Unless a single token does that already."""
+    machine = Machine(SideShare(share, gap), fixed, token)
+    for i in range(900):
+        machine.step(demand[i // 150 % len(demand)])
+    longest = max((gap - 1) * ALONE_S, (fixed + token) * ALONE_S)
+    assert max(machine.extra_s) <= longest + 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(shares, gaps, costs, token_costs, st.integers(1, 40))
+def test_side_agents_get_what_was_earned(share, gap, fixed, token, wanted) -> None:
+    """Half of it at least, however dear they are, or of what the gap allows in every step: tokens
+    do not divide, and little is saved up. And they never wait for longer than that takes."""
+    machine = Machine(SideShare(share, gap), fixed, token)
+    for _ in range(1200):
+        machine.step(wanted)
+    allowed = min(fixed + token * wanted, max(fixed + token, (gap - 1) / 2))
+    due = min(1 / share - 1, allowed) * 600 * ALONE_S
+    assert sum(machine.extra_s[600:]) >= 0.49 * due - max(machine.extra_s)
+    pauses = [len(run) for run in "".join("x."[not n] for n in machine.counts).split("x")]
+    assert max(pauses) <= 2 + 2 * max(fixed + token, gap - 1, 1) / (1 / share - 1)
+
+
+def test_all_of_the_speed_leaves_nothing() -> None:
+    machine = Machine(SideShare(1.0, 2.5), 0.1, 0.1)
+    assert [machine.step(4) for _ in range(500)] == [0] * 500
+
+
+def test_nothing_before_the_first_step_alone() -> None:
+    share = SideShare(0.8, 2.5)
+    assert share.room(4) == 0
+    share.observe(0, 0.5, False)  # a prompt is read: how long a step is, it does not say
+    assert share.room(4) == 0
+    for _ in range(5):
+        share.observe(0, 0.1, True)
+    assert share.room(4) == 1  # to learn what one costs
+    share.observe(1, 0.11, True)
+    assert share.room(4) == 4
+
+
+def test_what_is_done_between_steps_is_paid_back() -> None:
+    """A second of judging costs side agents the steps that earn a second."""
+    machine = Machine(SideShare(0.8, 2.5), 0.2, 0.1)
+    for _ in range(200):
+        machine.step(8)
+    machine.share.charge(1.0)
+    waited = 0
+    while not machine.step(8):
+        waited += 1
+    assert 1.0 / (0.25 * ALONE_S) - 5 <= waited <= 1.0 / (0.25 * ALONE_S) + 40
+
+
+def test_a_long_rest_is_not_saved_up() -> None:
+    machine = Machine(SideShare(0.8, 2.5), 0.2, 0.1)
+    for _ in range(100):
+        machine.step(8)
+    for _ in range(10_000):
+        machine.step(0)
+    before = len(machine.extra_s)
+    for _ in range(100):
+        machine.step(8)
+    burst = machine.extra_s[before:]
+    assert sum(burst) <= 0.25 * 100 * ALONE_S + 1.5 * ALONE_S + max(burst)
+
+
+# The scheduler as a whole.
+
+
+def request(priority: int, prompt: int, most: int, side: bool = False) -> Request:
+    sampling = SamplingParams(max_tokens=most)
+    made = Request(object(), [7] * prompt, sampling, Generation(), lambda text, cut: None, None)  # type: ignore[arg-type]
+    made.priority, made.side = priority, side
+    return made
+
+
+def admit(request: Request) -> bool:
+    request.context = Context(0)
+    return True
+
+
+def simulate(
+    scheduler: Scheduler, num_steps: int, seconds: Callable[[int, int], float]
+) -> list[tuple[int, int, float]]:
+    """Runs steps that take `seconds(main tokens, side tokens)`; all answers go on until they are
+    complete. Returns what each step had."""
+    steps = []
+    for _ in range(num_steps):
+        batch = scheduler.schedule()
+        main = sum(n for r, n in batch if not r.side)
+        side = sum(n for r, n in batch if r.side)
+        took = seconds(main, side)
+        for each, n in batch:
+            assert each.context
+            each.context.token_ids += each.next_ids(n)
+            if each.pending() == 0:
+                each.generation.add_token(7, "x")
+                if len(each.generation.token_ids) == each.sampling.max_tokens:
+                    scheduler.remove(each)
+        scheduler.observe(batch, took)
+        steps.append((main, side, took))
+    return steps
+
+
+def affine(main: int, side: int) -> float:
+    return ALONE_S * (0.9 + 0.1 * main + (0.15 + 0.08 * side if side else 0.0))
+
+
+@pytest.fixture
+def busy() -> tuple[Scheduler, Request, list[Request]]:
+    """A main agent with a long prompt and a long answer, and 16 side agents."""
+    scheduler = Scheduler(EngineConfig(kv_format="fp"), admit, lambda request: False)
+    main, sides = request(0, 600, 3000), [request(1, 40, 64, side=True) for _ in range(16)]
+    for each in (*sides, main):
+        scheduler.add(each)
+    return scheduler, main, sides
+
+
+def test_a_whole_council_beside_a_main_agent(busy) -> None:
+    scheduler, main, sides = busy
+    steps = simulate(scheduler, 2500, affine)
+    first = next(i for i, (n, _, _) in enumerate(steps) if n == 1)
+    assert [side for _, side, _ in steps[:first]] == [0] * first  # it reads its prompt first
+    beside = steps[first:]
+    assert all(n == 1 for n, _, _ in beside)
+    assert ALONE_S * len(beside) / sum(took for *_, took in beside) >= 0.79
+    assert max(took for *_, took in beside) <= 2.5 * ALONE_S + 1e-9
+    assert all(len(each.generation.token_ids) == 64 for each in sides)
+    assert len(main.generation.token_ids) == 1 + len(beside)
+
+
+def test_side_agents_get_on_together(busy) -> None:
+    """Who has waited longest goes first: nobody is done long before the others have begun."""
+    scheduler, _, sides = busy
+    spread = 0
+    for _ in range(800):
+        simulate(scheduler, 1, affine)
+        fed = [each.context.num_own if each.context else 0 for each in sides]
+        if min(fed) > 40 and max(fed) < 104:
+            spread = max(spread, max(fed) - min(fed))
+    assert 0 < spread <= 40
+
+
+def test_side_agents_alone_have_all_of_the_machine() -> None:
+    scheduler = Scheduler(EngineConfig(kv_format="fp"), admit, lambda request: False)
+    for _ in range(4):
+        scheduler.add(request(1, 40, 16, side=True))
+    simulate(scheduler, 30, affine)
+    assert not scheduler.has_work
+
+
+def test_one_that_is_held_reads_its_prompt_and_no_more(busy) -> None:
+    scheduler, main, sides = busy
+    main.held = True
+    simulate(scheduler, 400, affine)
+    assert (main.pending(), main.generation.token_ids) == (1, [])
+    assert not any(scheduler._of(each.agent) for each in sides)
+    assert not scheduler.has_work
+    scheduler.let_go(main.agent)
+    assert scheduler.has_work
+    simulate(scheduler, 5, affine)
+    assert len(main.generation.token_ids) == 5
