@@ -118,9 +118,17 @@ class Agent:
 
         Args:
             config: how; None leaves it as it is, or takes the defaults.
+
+        Raises:
+            StateError: it cannot be changed while Streams are thinking.
         """
         from edgecortex.warp.cortex import Cortex, CortexConfig
 
+        if config is not None and self.cortex and self.cortex.streams:
+            raise StateError(
+                f"cannot change how Streams think for {self.name!r}: {len(self.cortex.streams)} "
+                "are thinking; wait for their results, or close them"
+            )
         if self.cortex is None or config is not None:
             thoughts = self.cortex.thoughts if self.cortex else []
             self.cortex = Cortex(self, config or CortexConfig(), thoughts)
@@ -135,7 +143,7 @@ class Agent:
             mode: `forward` or `graft`; the cortex's own if empty.
 
         Raises:
-            PromptError: the task is empty or too long.
+            PromptError: the task is empty; one that is too long is a failed thought.
             ConfigError: no such mode.
             ClosedError: the agent or its engine is closed.
         """

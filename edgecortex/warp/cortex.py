@@ -19,7 +19,7 @@ from edgecortex.errors import ConfigError, PromptError, StateError
 from edgecortex.generation import Generation
 from edgecortex.kv.context import Attachment, Context, Trace
 from edgecortex.warp import injection
-from edgecortex.warp.gate import ValidationGate
+from edgecortex.warp.gate import PLAIN_TEXT, ValidationGate
 from edgecortex.warp.router import CortexRouter, RouterLimits
 from edgecortex.warp.stream import NUM_STATES, Stream, Thought
 from edgecortex.warp.synapse import NUM_LANDMARKS, NUM_QUERIES, Synapse
@@ -36,15 +36,6 @@ PROMPTS = {
 RIVER_STATES = 256  # of its newest tokens the gate compares hidden states
 ALLOWANCE = 256  # tokens of thoughts that any River takes, however little it was told
 REFERENCE = "\n{}\n"  # any words around it would be said again
-# Read once, so that the states that the gate knows stand for text at large.
-PLAIN_TEXT = (
-    "The harbour was quiet when the ferry came in. Nobody had expected rain, yet by noon the "
-    "streets were wet and the market stood empty. A function returns its result; a list holds "
-    "items in order; water boils at one hundred degrees. In 1969 people first walked on the Moon. "
-    "How do I reset my password? First, open the settings, then choose your account. She laughed, "
-    "paid for the bread and went home. The committee will meet on Tuesday to discuss the budget."
-)
-
 
 @dataclass(frozen=True)
 class CortexConfig:
@@ -76,6 +67,14 @@ class CortexConfig:
             raise ConfigError(f"mode must be forward or graft, got {self.mode!r}")
         if not 0 < self.max_share <= 1:
             raise ConfigError(f"max_share must be above 0 and at most 1, got {self.max_share!r}")
+        CortexRouter(self.kinds, self.limits)  # each raises what is wrong with its own
+        Synapse(self.rule, self.num_landmarks, self.refresh)
+        ValidationGate(self.least_score)
+
+    @property
+    def least_score(self) -> float:
+        """The gate's threshold as a number: every score reaches -1."""
+        return -1.0 if self.threshold is None else self.threshold
 
 
 class Cortex:
@@ -84,11 +83,11 @@ class Cortex:
     def __init__(self, river: "Agent", config: CortexConfig, thoughts: list[Thought]) -> None:
         self.river, self.config = river, config
         self.synapse = Synapse(config.rule, config.num_landmarks, config.refresh)
-        threshold = -1.0 if config.threshold is None else config.threshold
-        self.gate = ValidationGate(threshold, self._core.states)
+        self.gate = ValidationGate(config.least_score, self._core.states)
         self.router = CortexRouter(config.kinds, config.limits)
         self.thoughts = list(thoughts)
         self.streams: list[Stream] = []
+        self._num_answers = 0  # of the River that are over
 
     @property
     def _core(self) -> "EngineCore":
@@ -97,10 +96,10 @@ class Cortex:
     # For any thread.
 
     def spawn(self, task: str, *, role: str = "", kind: str = "TASK", mode: str = "") -> Stream:
-        """Gives a task to a new Stream.
+        """Gives a task to a new Stream; one that is too long is a failed thought.
 
         Raises:
-            PromptError: the task is empty or too long.
+            PromptError: the task is empty.
             ConfigError: no such mode.
             ClosedError: the engine is closed.
         """
@@ -115,7 +114,7 @@ class Cortex:
         question; its answer begins when they are done.
 
         Raises:
-            PromptError: the question or a task is empty or too long.
+            PromptError: the question or a task is empty, or the question too long.
             StateError: an answer is still being made.
             ClosedError: the agent or its engine is closed.
         """
@@ -154,6 +153,7 @@ class Cortex:
 
     def admitted(self, context: Context) -> None:
         """The River's answer has got a context: it is traced from now on."""
+        self.synapse.forget(context.position)
         if context.trace is None:
             context.trace = Trace(len(self._core.pool.caches), NUM_QUERIES, RIVER_STATES)
 
@@ -175,12 +175,13 @@ class Cortex:
         if self.config.listens:
             for trigger in router.feed(text):
                 thought = self._new(trigger.text, trigger.kind, "", "", "routed")
-                self._core.defer(partial(self._start, thought, router))
+                self._core.defer(partial(self._start_routed, thought, router, self._num_answers))
 
     def river_ended(self, whole: bool) -> None:
         """The River's answer is over: what it asked for by itself is stopped, and all that was
         planned with it if it did not come to its end."""
         self.router.finish()
+        self._num_answers += 1
         for stream in list(self.streams):
             routed, planned = (stream.thought.origin == x for x in ("routed", "planned"))
             if routed or (planned and not whole):
@@ -193,13 +194,24 @@ class Cortex:
         self.synapse.forget()
         self.router.reset()
         self.thoughts = []
+        self._num_answers += 1
 
     def _stop(self, stream: Stream) -> None:
         stream.thought.status = "cancelled"
+        if stream.generation:
+            stream.generation.cancelled = True  # it may not be queued yet
         self._core.release(stream)
         self._end(stream, "cancelled", "")
 
     # On the engine's thread: Streams.
+
+    def _start_routed(self, thought: Thought, router: CortexRouter, num_answers: int) -> None:
+        """Starts what was asked for in an answer, unless that is over by now."""
+        if num_answers == self._num_answers:
+            self._start(thought, router)
+        else:
+            thought.status = "cancelled"
+            self.thoughts.append(thought)
 
     def _start(self, thought: Thought, router: CortexRouter) -> Stream:
         """Makes a Stream and has it think; one that cannot is a failed thought."""
@@ -227,21 +239,27 @@ class Cortex:
 
     def _show(self, stream: Stream) -> None:
         """Lets a Stream begin with the River's landmarks; it reads all of the text where there
-        are none."""
-        context = self._core.contexts.get(self.river)
-        told = stream.conversation.rendered
-        if context is None or not told or context.num_own <= self.synapse.budget(context):
+        are none, or where the River itself has not read all."""
+        context, told = self._core.contexts.get(self.river), self.river.conversation
+        read = self._core.contexts.holds(self.river, told.token_ids[:-1])
+        is_long = context is not None and context.num_own > self.synapse.budget(context)
+        if not (context and read and is_long and told.rendered):
             stream.conversation.rendered = ""
             return
         start = time.perf_counter()
-        self._trace(context)
-        segment = self.synapse.segment(self._core.pool, context)
+        with self._core.pool.kept(context):
+            self._trace(context)
+            segment = self.synapse.segment(self._core.pool, context)
         laid = Attachment(segment, 0, "synapse")
         self._core.contexts.begin(stream, Foreign(context.position, [laid]))
         self._core.scheduler.side_share.charge(time.perf_counter() - start)
 
     def _trace(self, context: Context) -> None:
-        """Reads the last of a context again, if nothing of it has been traced."""
+        """Reads the last of a context again, if nothing of it has been traced.
+
+        Raises:
+            BudgetError: there is no room for a copy of its row.
+        """
         if context.trace and context.trace.hidden.parts:
             return
         pool, runner = self._core.pool, self._core.runner
@@ -272,6 +290,8 @@ class Cortex:
 
     def _judge(self, stream: Stream) -> None:
         """Lets the gate decide, and injects what passes."""
+        if stream.closed:
+            self._end(stream, "cancelled", "")
         if stream.thought.ended:
             return
         thought, start = stream.thought, time.perf_counter()
@@ -285,12 +305,16 @@ class Cortex:
 
     def _merge(self, stream: Stream) -> None:
         thought, contexts = stream.thought, self._core.contexts
+        self._make_ready()
         side, main = contexts.get(stream), contexts.get(self.river)
-        if side is None or main is None or not (side.trace and main.trace and main.num_own):
-            thought.status, thought.reason = "rejected", "its River has no context to join"
+        if side is None or main is None or not (side.num_own and main.num_own):
+            thought.status = "rejected"
+            thought.reason = "its River's context or its own is not in memory"
             return
+        with self._core.pool.kept(side), self._core.pool.kept(main):
+            self._trace(main)
         thinking, about = (_states(context.trace) for context in (side, main) if context.trace)
-        self._show_states(about)
+        self.gate.seen.add(about)
         verdict = self.gate.judge(thinking, about)
         thought.score = verdict.score
         if not verdict.accepted:
@@ -301,12 +325,17 @@ class Cortex:
             return
         self._inject(stream, side, main)
 
-    def _show_states(self, about: np.ndarray) -> None:
-        """Counts in what the River is about, and before all plain text."""
+    def _make_ready(self) -> None:
+        """What is done once, before any context is looked up, as it may have to make room: the
+        gate gets to know plain text, and it is found out whether keys turn.
+
+        Raises:
+            BudgetError: there is no room.
+        """
         if not self.gate.seen.count:
             ids = self._core.model.tokenizer.encode(PLAIN_TEXT, first=True)
             self.gate.seen.add(self._core.runner.hidden_of(ids))
-        self.gate.seen.add(about)
+        _ = self._core.runner.keys_turn
 
     def _inject(self, stream: Stream, side: Context, main: Context) -> None:
         thought, generation = stream.thought, stream.generation
@@ -315,6 +344,9 @@ class Cortex:
         ids = self._core.model.tokenizer.encode(text, first=False)
         said = side.num_own - generation.stats.num_prompt_tokens
         n = len(ids) if thought.mode == "forward" else said
+        if not n:
+            thought.status, thought.reason = "rejected", "it is too short to have left any KV"
+            return
         used = sum(laid.segment.num_tokens for laid in main.attached)
         if used + n > max(self.config.max_share * main.num_own, ALLOWANCE):
             thought.status = "rejected"
@@ -332,8 +364,10 @@ class Cortex:
         thought.at, thought.start, thought.num_tokens = laid.at, segment.start, segment.num_tokens
 
     def _end(self, stream: Stream, status: str, reason: str) -> None:
-        """A thought is decided: its Stream rests, and its KV goes."""
+        """A thought is decided: its Stream rests, and its KV goes. Should it be asked on, it
+        reads all of the text."""
         if stream in self.streams:
+            stream.conversation.rendered = ""
             stream.thought.status, stream.thought.reason = status, reason
             self.streams.remove(stream)
             self._core.contexts.release(stream)

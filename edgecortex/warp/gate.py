@@ -6,6 +6,15 @@ import numpy as np
 
 from edgecortex.errors import ConfigError
 
+# Read once, so that the states that the gate knows stand for text at large.
+PLAIN_TEXT = (
+    "The harbour was quiet when the ferry came in. Nobody had expected rain, yet by noon the "
+    "streets were wet and the market stood empty. A function returns its result; a list holds "
+    "items in order; water boils at one hundred degrees. In 1969 people first walked on the Moon. "
+    "How do I reset my password? First, open the settings, then choose your account. She laughed, "
+    "paid for the bread and went home. The committee will meet on Tuesday to discuss the budget."
+)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -23,8 +32,9 @@ class RunningStates:
         self._sum = self._squares = np.zeros(0)
 
     def add(self, states: np.ndarray) -> None:
-        """Counts states in."""
+        """Counts states in, but for those that are no numbers: they would stay for good."""
         states = states.astype(np.float64)
+        states = states[np.isfinite(states).all(axis=1)]
         added = states.sum(axis=0), (states**2).sum(axis=0)
         old = (self._sum, self._squares) if self.count else (0.0, 0.0)
         self._sum, self._squares = old[0] + added[0], old[1] + added[1]
@@ -69,7 +79,7 @@ class ValidationGate:
     def score(self, thought: np.ndarray, main: np.ndarray) -> float:
         """The mean of each thought token's best cosine."""
         a, b = (_unit(self.seen.standardized(states)) for states in (thought, main))
-        return float((a @ b.T).max(axis=1).mean())
+        return float(np.clip((a @ b.T).max(axis=1).mean(), -1, 1))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

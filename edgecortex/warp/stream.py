@@ -90,8 +90,8 @@ class Stream(Agent):
         return self.owner.river
 
     @property
-    def watcher(self) -> "Stream":
-        return self
+    def watcher(self) -> "Stream | None":
+        return None if self.thought.ended else self
 
     def result(self, timeout: float | None = None) -> Thought:
         """Waits for the thought to be accepted or not.
@@ -108,10 +108,6 @@ class Stream(Agent):
     # As a watcher of its own answer.
 
     def admitted(self, context: Context) -> None:
-        if self.thought.ended:  # before it began
-            assert self._current
-            self._current.cancelled = True
-            return
         self.thought.status = "thinking"
         context.trace = context.trace or Trace(0, 0, NUM_STATES)
 

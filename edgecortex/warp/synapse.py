@@ -37,6 +37,8 @@ class Synapse:
             raise ConfigError(f"rule must be one of {', '.join(RULES)}, got {self.rule!r}")
         if self.num_landmarks is not None and self.num_landmarks < 16:
             raise ConfigError(f"num_landmarks must be at least 16, got {self.num_landmarks!r}")
+        if self.refresh < 1:
+            raise ConfigError(f"refresh must be at least 1, got {self.refresh!r}")
 
     def segment(self, pool: BlockPool, context: Context) -> KVSegment:
         """The landmarks of a context that is traced, as of at most `refresh` tokens ago."""
@@ -46,9 +48,11 @@ class Synapse:
         assert self._segment
         return self._segment
 
-    def forget(self) -> None:
-        """Lets the landmarks go: the context is another one now."""
-        self._segment = None
+    def forget(self, position: int = 0) -> None:
+        """Lets the landmarks go if they reach past `position`: from there on the context is
+        another one now."""
+        if self._segment and self._segment.stop > position:
+            self._segment = None
 
     def budget(self, context: Context) -> int:
         """How many landmarks a context gets."""
