@@ -6,7 +6,8 @@ its answer follows, after anything else the letter that the model itself finds b
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from edgecortex import Engine, EngineConfig, SamplingParams
+from edgecortex import Agent, Engine, EngineConfig, SamplingParams
+from edgecortex.kv.context import Context
 from edgecortex.models.adapter import LoadedModel
 from tests import tiny
 
@@ -126,3 +128,36 @@ def engine(
 
 def limit(max_tokens: int, **more: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, **more)
+
+
+def until(engine: Engine, condition: Callable[[], Any]) -> None:
+    """Waits, between the engine's steps, for what has to come true."""
+    end = time.monotonic() + 60
+    while not engine.call(condition):
+        assert time.monotonic() < end, "it never came true"
+
+
+def context_of(agent: Agent) -> Context:
+    """An agent's context, which is resident."""
+    context = agent.engine.call(lambda: agent.engine.core.contexts.get(agent))
+    assert context is not None
+    return context
+
+
+def logits_after(agent: Agent, text: str) -> np.ndarray:
+    """The logits (tokens, vocab) of a text that comes next, on a copy of an agent's context."""
+    core, context = agent.engine.core, context_of(agent)
+    new = core.model.tokenizer.encode(text, first=False)
+    ids = agent.conversation.token_ids[context.num_own :] + new
+
+    def run() -> np.ndarray:
+        with core.pool.kept(context):
+            copy = core.pool.fork(context)
+            try:
+                assert core.pool.acquire(copy, copy.num_own + len(ids))
+                return np.array(core.runner.run([(copy, ids)], all_rows=True)[1])[-len(new) :]
+            finally:
+                core.pool.close(copy)
+
+    logits: np.ndarray = agent.engine.call(run)
+    return logits
