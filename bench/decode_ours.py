@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from edgecortex.bench.asking import ask
-from edgecortex.bench.decode import NUM_STEPS, SCENARIOS, worker
+from edgecortex.bench.decode import GAP, NUM_STEPS, SCENARIOS, worker
 from edgecortex.bench.text import prompts
 from edgecortex.config import EngineConfig
 from edgecortex.core import EngineCore
@@ -20,12 +20,12 @@ from edgecortex.models.adapter import load_model
 PERCENTILES = {"median": 50, "p95": 95}
 
 
-def measurements(path: str) -> list[dict[str, Any]]:
-    """All scenarios, one after the other on one engine."""
+def measurements(path: str, *more: str) -> list[dict[str, Any]]:
+    """All scenarios, one after the other on one engine; the gap if `more` names it."""
     core = EngineCore(load_model(Path(path)), EngineConfig(use_store=False))
     core.model.tokenizer.eos_token_ids = set()  # every agent decodes to the end
     rows = [_scenario(core, name, lengths) for name, lengths in SCENARIOS.items()]
-    return [*rows, *_prefix64(core), _gap(core)]
+    return [*rows, *_prefix64(core), *([_gap(core)] if GAP in more else [])]
 
 
 def _scenario(core: EngineCore, name: str, lengths: list[int]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _gap(core: EngineCore) -> dict[str, Any]:
     while not late.generation.token_ids:
         beside.append(_seconds(core.step))
     _end(core, [*agents, late.agent])
-    row: dict[str, Any] = {"scenario": "gap", "prefill_s": sum(beside)}
+    row: dict[str, Any] = {"scenario": GAP, "prefill_s": sum(beside)}
     for name, times in (("without", without), ("beside", beside)):
         row |= {f"{name}_{q}_s": float(np.percentile(times, p)) for q, p in PERCENTILES.items()}
     ratios = [row[f"beside_{q}_s"] / row[f"without_{q}_s"] for q in PERCENTILES]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,48 @@ def measure(name: str, model: str, quick: bool, given: dict[str, Any], progress:
     source = settings.get("text")
     if "text" in settings:
         settings["text"] = _text(source)
-    module = importlib.import_module(f"edgecortex.bench.{name}")
-    found: Report = module.measure(model=model, progress=progress, **settings)
+    function = _SIZED.get(name) or importlib.import_module(f"edgecortex.bench.{name}").measure
+    found: Report = function(model=model, progress=progress, **settings)
     found["settings"] |= {"quick": quick}
     if "text" in settings:
         found["settings"]["text"] = str(source or OWN_TEXT)
     return found
+
+
+# Benchmarks whose sizes are in an object of their own.
+
+
+def _council(model: str, progress: Say, quick: bool, agents: list[int] | None = None) -> Report:
+    from edgecortex.bench import council
+
+    plan = council.QUICK if quick else council.Plan()
+    if agents:
+        plan = replace(plan, resident=tuple(agents), busy=tuple(agents))
+    return council.measure(model, progress, plan=plan)
+
+
+def _compare(
+    model: str, progress: Say, quick: bool, gguf: Path | None = None, **sizes: Any
+) -> Report:
+    from edgecortex.bench import compare
+
+    work = replace(compare.QUICK if quick else compare.FULL, **sizes)
+    return compare.compare(model, work, progress, gguf)
+
+
+def _roofline(model: str, progress: Say, quick: bool, contexts: list[int] | None = None) -> Report:
+    from edgecortex.bench import roofline
+
+    if contexts:
+        return roofline.roofline(model, contexts, progress)
+    return roofline.measure(model, progress, quick=quick)
+
+
+_SIZED: dict[str, Callable[..., Report]] = {
+    "council": _council,
+    "compare": _compare,
+    "roofline": _roofline,
+}
 
 
 def _text(source: Path | None) -> str:

@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 
-from edgecortex.bench import blas, decode, memory, plot, quality, side, suite, ttft
+from edgecortex.bench import (
+    blas,
+    compare,
+    council,
+    decode,
+    memory,
+    plot,
+    quality,
+    roofline,
+    side,
+    suite,
+    ttft,
+)
 from edgecortex.errors import EdgeCortexError
 from tests.bench.reports import made
 from tests.cli.conftest import Cli
@@ -105,7 +117,7 @@ def test_quick_and_what_goes_before_it(cli: Cli, asked: list[dict[str, Any]]) ->
     assert [settings.get("repeat") for settings in asked[:2]] == [1, 5]
     assert [settings["windows"] for settings in asked[2:]] == [
         {1024: 16, 4096: 4},
-        {1024: 2},
+        {1024: 1},
         {1024: 3, 4096: 1},
         {1024: 16},
     ]
@@ -125,6 +137,38 @@ def test_what_cannot_be_drawn_is_refused_before_measuring(
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
     missing = cli("bench", "ttft", "--plot", str(tmp_path / "a.svg"))
     assert (missing.code, 'pip install "edgecortex[bench]"' in missing.err) == (1, True)
+
+
+def test_sizes_of_benchmarks_that_have_a_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def scripted(name: str, *args: Any, **_: Any) -> dict[str, Any]:
+        asked.append(args)
+        return made(name)
+
+    def council_measure(model: str, progress: Any, *, plan: council.Plan) -> dict[str, Any]:
+        return scripted("council", plan)
+
+    monkeypatch.setattr(council, "measure", council_measure)
+    monkeypatch.setattr(compare, "compare", partial(scripted, "compare"))
+    monkeypatch.setattr(roofline, "roofline", partial(scripted, "roofline"))
+    for line in (
+        "council --agents 100,4",
+        "council --quick",
+        "compare --quick --contexts 64 --repeat 2 --gguf a.gguf",
+        "compare",
+        "roofline --contexts 64,128",
+    ):
+        assert cli("bench", *line.split()).code == 0
+    (plan,), (quick,), mine, full, sizes = asked
+    assert (plan.resident, plan.busy, plan.rounds) == ((4, 100), (4, 100), council.Plan().rounds)
+    assert quick == council.QUICK
+    assert (mine[1].contexts, mine[1].rounds, mine[3]) == ([64], 2, Path("a.gguf"))
+    assert mine[1].agents == compare.QUICK.agents
+    assert (full[1], full[3]) == (compare.FULL, None)
+    assert sizes[1] == [64, 128]
+    refused = cli("bench", "council", "--agents", "some")
+    assert (refused.code, "--agents must be numbers" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(("options", "num_lengths"), [((), 4), (("--quick",), 1)])

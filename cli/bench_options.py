@@ -1,0 +1,86 @@
+"""Options that several commands of `edgecortex bench` have."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgecortex.bench.benches import BENCHES
+from edgecortex.errors import ConfigError
+
+
+def _default(bench: str, setting: str) -> str:
+    """What a setting is where it is not given, for a help text."""
+    full, quick = (BENCHES[bench].chosen(quick)[setting] for quick in (False, True))
+    return f"Default: {full}, with --quick {quick}."
+
+
+Contexts = Annotated[
+    str | None,
+    typer.Option(
+        "--contexts",
+        help="Lengths of the contexts in tokens, such as 512,2048.",
+        show_default=False,
+    ),
+]
+Agents = Annotated[
+    str | None,
+    typer.Option("--agents", help="Numbers of side agents, such as 16,100.", show_default=False),
+]
+Repeat = Annotated[
+    int | None,
+    typer.Option(
+        "--repeat",
+        min=1,
+        help=f"Rounds of all sides. {_default('ttft', 'repeat')}",
+        show_default=False,
+    ),
+]
+Passages = Annotated[
+    int | None,
+    typer.Option(
+        "--passages",
+        min=2,
+        help=f"Passages of the text. {_default('synapse', 'contexts')}",
+        show_default=False,
+    ),
+]
+OwnText = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        help="Measure on this file's text. Default: Python's language reference.",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="Where MLX computes, cpu or gpu. Default: gpu where there is one.",
+        show_default=False,
+    ),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Measure less, in a minute or two.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="Write results, a page and pictures into this folder.", show_default=False
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object: settings, figures and rows.")
+]
+
+
+def counts(text: str | None, option: str) -> list[int] | None:
+    """
+    Raises:
+        ConfigError: not numbers with commas between them.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,6}(,[1-9][0-9]{0,6})*", text):
+        raise ConfigError(f"{option} must be numbers such as 512,2048, got {text!r}")
+    return sorted({int(number) for number in text.split(",")})
