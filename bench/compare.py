@@ -55,8 +55,9 @@ AGENTS = {
 
 @dataclass(frozen=True)
 class Work:
-    """What is measured: lengths in tokens, `agents` the prompts' by scenario; a scenario is timed
-    for `num_steps` steps, or `max_s` seconds. `window` is a text's that KL is measured on."""
+    """What is measured: lengths in tokens, the longest context last, `agents` the prompts' by
+    scenario; a scenario is timed for `num_steps` steps, or `max_s` seconds. `window` is a text's
+    that KL is measured on."""
 
     contexts: Sequence[int]
     rounds: int
@@ -147,7 +148,10 @@ def compare(model: str, work: Work, progress: Progress, gguf: Path | None = None
 def _why_not(gguf: Path | None, model: str) -> str:
     if importlib.util.find_spec("llama_cpp") is None:
         return "not measured: llama_cpp is not installed"
-    return f"not measured: no .gguf file was given, but {str(gguf or model)!r}"
+    return (
+        "not measured: expected the .gguf file that the model was imported from, "
+        f"got {str(gguf or model)!r}"
+    )
 
 
 def near_tie() -> float:

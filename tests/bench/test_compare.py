@@ -1,7 +1,7 @@
 """The comparison with other systems, small, on the real model; and that wrong answers are found.
 
-The real thing runs once and is recorded. Faults are put into what was recorded, and only the judge
-runs anew.
+The real thing runs once and is recorded. Faults are put into what was recorded, and what is then
+said otherwise is judged anew.
 """
 
 import copy
@@ -26,7 +26,7 @@ from edgecortex.models.catalogue import catalogue
 
 WORK = Work((150,), 1, {"decode1": [16], "mixed3": [90, 16, 16]}, 6, 20.0, 1, window=200)
 SIDES = ["ours", "mlx-lm", "mlx-lm 4-bit"]
-Results = dict[tuple[str, ...], Any]
+Results = dict[tuple[Any, ...], Any]  # by job, or by prompt and answer
 
 
 class Recorder:
@@ -39,7 +39,7 @@ class Recorder:
 
     def __call__(self, module: str, job: str, **arguments: Any) -> Any:
         if job == "judge":
-            return self.run(module, job, **arguments)
+            return self._judged(**arguments)
         key = (module, job, arguments.get("variant", ""), str(len(arguments.get("ids", []))))
         if key not in self.known:
             found = self.run(module, job, **arguments)
@@ -49,6 +49,18 @@ class Recorder:
         if logits is not None:
             np.save(arguments["logits"], logits)
         return found
+
+    def _judged(self, path: str, cases: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> Any:
+        """Only answers that were not judged before are judged."""
+        fresh = [
+            (ids, [a for a in answers if (ids, a) not in self.known]) for ids, answers in cases
+        ]
+        fresh = [case for case in fresh if case[1]]
+        if fresh:
+            found = self.run("compare_mlx_lm", "judge", path=path, cases=fresh)
+            for (ids, answers), regrets in zip(fresh, found, strict=True):
+                self.known |= {(ids, a): r for a, r in zip(answers, regrets, strict=True)}
+        return [[self.known[ids, a] for a in answers] for ids, answers in cases]
 
 
 def untouched(key: tuple[str, ...], result: Any) -> Any:
