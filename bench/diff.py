@@ -1,6 +1,5 @@
 """Two results of the same benchmarks held against each other, figure by figure."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from edgecortex.bench.report import (
     read_report,
     read_reports,
     settings_of,
+    to_json,
 )
 from edgecortex.errors import ConfigError
 
@@ -139,7 +139,7 @@ def _differences(a: Report, b: Report) -> Iterator[str]:
 def show(found: dict[str, Any], as_json: bool) -> None:
     """Prints a comparison on stdout."""
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(to_json(found))
         return
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:

@@ -1,6 +1,5 @@
 """Reports as files: JSON, Markdown that is readable without any other page, and pictures."""
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from edgecortex.bench.report import (
     read_reports,
     settings_of,
     tables,
+    to_json,
 )
 from edgecortex.errors import ConfigError, EdgeCortexError
 
@@ -52,7 +52,7 @@ def save(report: Report, folder: Path, stem: str) -> None:
     """
     for name in _pictures(folder, stem):
         (folder / name).unlink()
-    write(folder / f"{stem}.json", json.dumps(report, ensure_ascii=False) + "\n")
+    write(folder / f"{stem}.json", to_json(report) + "\n")
     plot.draw_all(report, folder, stem)
     lines = [f"# {_title(report)}", "", *_about(stem, report, folder)]
     write(folder / f"{stem}.md", _text(lines))

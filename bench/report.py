@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from math import isfinite
 from pathlib import Path
 from statistics import median as median
 from typing import Any
@@ -69,6 +70,19 @@ def spread(
 
 
 # Kept and read again.
+
+
+def to_json(content: Any) -> str:
+    """JSON that any reader takes: what is not a number, nor finite, is null."""
+    return json.dumps(_finite(content), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not isfinite(content) else content
 
 
 def read_report(path: Path) -> Report:
@@ -210,7 +224,7 @@ def show(report: Report, as_json: bool) -> None:
     """Prints a report on stdout: a table for each kind of rows, then what its words mean, then
     the figures."""
     if as_json:
-        print(json.dumps(report, ensure_ascii=False))
+        print(to_json(report))
         return
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:

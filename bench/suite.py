@@ -64,6 +64,8 @@ def _compare(
 ) -> Report:
     from edgecortex.bench import compare
 
+    if gguf and not gguf.is_file():
+        raise EdgeCortexError(f"no file {gguf}: expected the model's GGUF file")
     work = replace(compare.QUICK if quick else compare.FULL, **sizes)
     return compare.compare(model, work, progress, gguf)
 
@@ -227,7 +229,7 @@ def run(record: Record, wanted: Sequence[str], pace: Pace, say: Say, note: Say) 
             note(f"{name}: complete since an earlier start")
             continue
         head = f"{number} of {len(wanted)}, {name}"
-        say(f"{head}; {duration(pace.left_s())} left")
+        say(head)
         pace.begin(name)
         problem = _run_one(record, name, head, say)
         seconds = pace.end()

@@ -51,14 +51,15 @@ def progress() -> Iterator[Say]:
 
 @contextlib.contextmanager
 def progress_of_all(pace: Pace) -> Iterator[tuple[Say, Say]]:
-    """Shows what is being done, and what has been done in lines of its own."""
+    """Shows what is being done with the time that is left, and what has been done in lines of
+    its own."""
     console = Console(stderr=True, highlight=False, markup=False)
 
     def note(line: str) -> None:
         console.print(line, soft_wrap=True)
 
     if not console.is_terminal:
-        yield note, note
+        yield lambda line: note(f"{duration(pace.left_s())} left, {line}"), note
         return
     columns = (
         SpinnerColumn(),

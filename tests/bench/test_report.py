@@ -20,6 +20,7 @@ from edgecortex.bench.report import (
     show,
     spread,
     tables,
+    to_json,
 )
 from edgecortex.cli import bench as commands
 from edgecortex.errors import ConfigError, EdgeCortexError
@@ -183,6 +184,12 @@ def test_files_that_are_no_reports(tmp_path: Path) -> None:
         read_reports(tmp_path / "none")
     (tmp_path / "b.json").write_text(json.dumps(made("ttft")))
     assert read_reports(tmp_path) == {"b": made("ttft")}
+
+
+def test_json_has_numbers_only() -> None:
+    report = made("ttft", figures={"a": float("nan")}, rows=[{"b": (1.5, float("inf"))}])
+    found = json.loads(to_json(report), parse_constant=pytest.fail)
+    assert (found["figures"], found["rows"]) == ({"a": None}, [{"b": [1.5, None]}])
 
 
 # Tables.

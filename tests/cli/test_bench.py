@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -139,8 +140,12 @@ def test_what_cannot_be_drawn_is_refused_before_measuring(
     assert (missing.code, 'pip install "edgecortex[bench]"' in missing.err) == (1, True)
 
 
-def test_sizes_of_benchmarks_that_have_a_plan(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_of_benchmarks_that_have_a_plan(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: list[Any] = []
+    gguf = tmp_path / "a.gguf"
+    gguf.write_text("")
 
     def scripted(name: str, *args: Any, **_: Any) -> dict[str, Any]:
         asked.append(args)
@@ -155,7 +160,7 @@ def test_sizes_of_benchmarks_that_have_a_plan(cli: Cli, monkeypatch: pytest.Monk
     for line in (
         "council --agents 100,4",
         "council --quick",
-        "compare --quick --contexts 64 --repeat 2 --gguf a.gguf",
+        f"compare --quick --contexts 64 --repeat 2 --gguf {gguf}",
         "compare",
         "roofline --contexts 64,128",
     ):
@@ -163,12 +168,14 @@ def test_sizes_of_benchmarks_that_have_a_plan(cli: Cli, monkeypatch: pytest.Monk
     (plan,), (quick,), mine, full, sizes = asked
     assert (plan.resident, plan.busy, plan.rounds) == ((4, 100), (4, 100), council.Plan().rounds)
     assert quick == council.QUICK
-    assert (mine[1].contexts, mine[1].rounds, mine[3]) == ([64], 2, Path("a.gguf"))
+    assert (mine[1].contexts, mine[1].rounds, mine[3]) == ([64], 2, gguf)
     assert mine[1].agents == compare.QUICK.agents
     assert (full[1], full[3]) == (compare.FULL, None)
     assert sizes[1] == [64, 128]
     refused = cli("bench", "council", "--agents", "some")
     assert (refused.code, "--agents must be numbers" in refused.err) == (2, True)
+    refused = cli("bench", "compare", "--gguf", str(tmp_path / "no.gguf"))
+    assert (refused.code, "expected the model's GGUF file" in refused.err) == (1, True)
 
 
 @pytest.mark.parametrize(("options", "num_lengths"), [((), 4), (("--quick",), 1)])
@@ -276,7 +283,7 @@ def test_all(cli: Cli, two: list[str], tmp_path: Path) -> None:
     assert result.code == 1
     assert "ttft.hot_over_step  1.3  ≤ 1.2 not reached" in result.out
     assert "blas.prefill512_speedup" not in result.out
-    assert "1 of 2, ttft; " in result.err
+    assert re.search(r"^[0-9]+:[0-9]{2} left, 1 of 2, ttft$", result.err, re.M)
     assert "blas: failed after 0:0" in result.err
     assert "## ttft: " in (out / "REPORT.md").read_text("utf-8")
     two.clear()
