@@ -65,11 +65,8 @@ class BatchQuantizedKVCache:
         """Gives the slab the rows that are promised."""
         missing = 0 if self._k is None else self.num_slots - self._k.shape[0]
         if missing:
-            self._k, self._v = (
-                mx.concatenate([x, mx.zeros((missing, *x.shape[1:]), x.dtype)])
-                for x in (self._k, self._v)
-                if x is not None
-            )
+            more = [(0, missing), (0, 0), (0, 0), (0, 0)]
+            self._k, self._v = (None if x is None else mx.pad(x, more) for x in (self._k, self._v))
 
     def reorder(self, slots: mx.array) -> None:
         """Keeps these slots' rows, in this order; the slab is let go when none is left."""
