@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import numpy as np
 
 from edgecortex.config import EngineConfig
 from edgecortex.errors import ModelError
+from edgecortex.freed import give_back
 from edgecortex.kv.batch import BatchQuantizedKVCache
 from edgecortex.kv.blocks import Shape
 from edgecortex.kv.context import Context, Trace
@@ -20,6 +22,7 @@ from edgecortex.kv.segment import LayerKV, rotate, row_dtype
 from edgecortex.models.adapter import LoadedModel
 
 Feed = Iterable[tuple[Context, Sequence[int]]]
+REST_S = 2.0  # between two times that memory is given back
 
 
 class ModelRunner:
@@ -28,6 +31,7 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
         self.model = model
         self.model_s = 0.0  # spent in forward passes so far
+        self._reads, self._rests_until = False, 0.0
         format = FORMATS.get(config.kv_format, KV4)
         self.shapes = _probe(model)
         budget = config.kv_budget_bytes or _default_budget()
@@ -59,7 +63,15 @@ class ModelRunner:
         committed = time.perf_counter()
         mx.eval(logits, arrays)
         self.model_s += time.perf_counter() - committed + built - start
+        self._give_back(plan)
         return [share.context for share in plan.shares], logits
+
+    def _give_back(self, plan: StepPlan) -> None:
+        """Once no prompt is read any more, gives back what reading took beside KV."""
+        self._reads |= bool(plan.spans)
+        if self._reads and not plan.spans and time.perf_counter() > self._rests_until:
+            give_back()
+            self._reads, self._rests_until = False, time.perf_counter() + REST_S
 
     def hidden_of(self, token_ids: Sequence[int]) -> np.ndarray:
         """The last layer's hidden states of these tokens by themselves, (L, hidden_size).
@@ -67,26 +79,32 @@ class ModelRunner:
         Raises:
             BudgetError: there is no room for a row.
         """
+        trace = Trace(0, 0, len(token_ids))
+        with self._opened() as context:
+            context.trace = trace
+            self.run([(context, token_ids)])
+        return np.array(trace.hidden.all().astype(mx.float32))
+
+    @contextmanager
+    def _opened(self) -> Iterator[Context]:
+        """A context for a while."""
         context = self.pool.open()
-        context.trace = Trace(0, 0, len(token_ids))
-        self.run([(context, token_ids)])
-        self.pool.close(context)
-        return np.array(context.trace.hidden.all().astype(mx.float32))
+        try:
+            yield context
+        finally:
+            self.pool.close(context)
 
     @cached_property
     def keys_turn(self) -> bool:
         """Whether keys can be moved to other positions: a token by itself, read at two, must have
         the keys at one that turning those of the other gives."""
-        here, there = self.pool.open(), self.pool.open()
-        there.base = 40
-        self.run([(here, [0]), (there, [0])])
-        try:
-            return all(self._turns(cache, here, there) for cache in self.pool.caches)
-        except (AttributeError, ValueError, TypeError):
-            return False
-        finally:
-            self.pool.close(here)
-            self.pool.close(there)
+        with self._opened() as here, self._opened() as there:
+            there.base = 40
+            self.run([(here, [0]), (there, [0])])
+            try:
+                return all(self._turns(cache, here, there) for cache in self.pool.caches)
+            except (AttributeError, ValueError, TypeError):
+                return False
 
     def _turns(self, cache: BatchQuantizedKVCache, here: Context, there: Context) -> bool:
         keys = [cache.read(context, mx.float32)[0] for context in (here, there)]
