@@ -1,5 +1,6 @@
 """Streams that fail, never end, find no room or say what nobody wants: they harm nobody."""
 
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ NOTES = "The river is wide and slow, and the boats are late again. " * 4
 OTHER = "Nobody knows of the golden box under the old tree. " * 4
 SCRIPT = {"find one": ["It is", " blue", "."]}
 TASKS = (("find one", "forward"), ("Think of it.", "graft"))
+KNOWN = r"accepted: $|failed: (no room |.* whole budget)|rejected: .* not in memory$"
 NEXT = "\nu:And then?\na:"
 SAME = {"atol": 2e-4}
 
@@ -96,25 +98,32 @@ def test_a_stream_without_success_changes_nothing(engine: Engine, end: str) -> N
         stream.close()
 
 
-@pytest.mark.parametrize("num_rows", range(2, 10))
-def test_no_room_for_a_stream_harms_nobody(num_rows: int) -> None:
-    """With room for so many rows beside what the River has sealed: whatever becomes of its
-    Streams, it goes on as it would have."""
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("num_rows", [5, 5.5, 6, 6.5, 7, 8])
+def test_no_room_for_a_stream_harms_nobody(num_rows: float, traced: bool) -> None:
+    """The River and what it has sealed take 4.8 rows. Whatever becomes of its Streams, it goes on
+    as it would have, and where it is read for them it is not let go of meanwhile."""
     with scripted.engine(SCRIPT, river_share=0.2) as engine:
-        expected = logits_after(make_river(engine), NEXT)
-        row = engine.core.pool.row_nbytes
-    budget = (num_rows + 4) * row
+        expected = make_river(engine).chat("And then?").text()
+        budget = int(num_rows * engine.core.pool.row_nbytes)
     with scripted.engine(SCRIPT, river_share=0.2, kv_budget_bytes=budget) as engine:
-        river = make_river(engine, threshold=None)
-        streams = [river.spawn(task, mode=mode) for task, mode in TASKS]
-        thoughts = [stream.result(60) for stream in streams]
+        river = engine.agent(system=NOTES, sampling=limit(6))
+        config = CortexConfig(threshold=None)
+        if traced:
+            river.think_with(config)
+        river.chat("Tell me of it.").text()
+        river.think_with(config)
+        thoughts = [river.spawn(task, mode=mode).result(60) for task, mode in TASKS]
         engine.call(engine.core.pool.check)
-        assert all(thought.ended for thought in thoughts)
-        accepted = [thought for thought in thoughts if thought.status == "accepted"]
+        for thought in thoughts:
+            why = f"{thought.status}: {thought.reason}"
+            assert re.match(KNOWN, why), why
         river.read()
-        assert len(context_of(river).attached) == len(accepted)
-        for thought in accepted:
-            river.take_back(thought.id)
+        accepted = [thought.id for thought in thoughts if thought.id]
+        assert [laid.id for laid in context_of(river).attached] == accepted
+        for id in accepted:
+            river.take_back(id)
         river.read()
-        np.testing.assert_allclose(logits_after(river, NEXT), expected, **SAME)
+        assert engine.call(engine.core.pool.contexts) == [context_of(river)]
         engine.call(engine.core.pool.check)
+        assert river.chat("And then?").text() == expected
