@@ -148,7 +148,7 @@ def _stream(runner: ModelRunner, river: Context, text: Sequence[int]) -> Context
     """A context that has read this on the River's landmarks."""
     stream = runner.pool.open()
     stream.base = river.position
-    segment = collect(runner.pool, river, "matched", NUM_LANDMARKS)
+    segment = collect(runner, river, "matched", NUM_LANDMARKS)
     runner.pool.lay(stream, segment, "synapse")
     runner.run([(stream, list(text))])
     return stream

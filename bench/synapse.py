@@ -86,7 +86,7 @@ def _passage(
             costs.append(-float(chosen.mean()))
         return {"nll": costs[0], "fact_nll": costs[1], "collect_s": 0.0, "hausdorff": 0.0}
 
-    views = [view_of(pool, river, layer) for layer in range(len(pool.caches))]
+    views = [view_of(runner, river, layer) for layer in range(len(pool.caches))]
     rows = {"full": score(lambda: pool.fork(river))}
     for rule in RULES:
         start = time.perf_counter()

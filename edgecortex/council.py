@@ -1,7 +1,7 @@
 """Councils: a question, and the Streams that think about it. Their files:
 
     question = "Should we move the launch to May?"
-    threshold = 0.5                       # of the gate, -1 to 1; -1 lets every thought through
+    threshold = 0.43                      # of the gate, -1 to 1; -1 lets every thought through
 
     [[stream]]
     task = "List what has to be ready before a launch."
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecortex.errors import ConfigError
+from edgecortex.warp.gate import THRESHOLD
 from edgecortex.warp.router import KINDS
 
 if sys.version_info >= (3, 11):
@@ -74,7 +75,7 @@ class Council:
     question: str = ""
     seats: tuple[Seat, ...] = ()
     system: str | None = None
-    threshold: float | None = 0.5
+    threshold: float | None = THRESHOLD
     landmarks: int | None = None
     mode: str = "forward"
 

@@ -208,7 +208,7 @@ def _synapse(kind: str) -> Gap:
     source = runner.pool.open()
     source.trace = Trace(len(runner.pool.caches), NUM_QUERIES, 1)
     runner.run([(source, IDS[:70])])
-    return _stands_for(runner, collect(runner.pool, source, "matched", 70), IDS[:70])
+    return _stands_for(runner, collect(runner, source, "matched", 70), IDS[:70])
 
 
 def _stands_for(runner: ModelRunner, segment: KVSegment, ids: list[int]) -> Gap:

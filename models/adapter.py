@@ -90,16 +90,17 @@ class LoadedModel:
         finally:
             self.selection.rows = None
 
-    def turned(self, layer: int, keys: mx.array, by: int) -> mx.array:
-        """A layer's keys (n_kv_heads, L, head_dim) as they would be `by` positions further on, if
-        its rotary embedding can be applied twice.
+    def turned(self, layer: int, x: mx.array, by: int | mx.array) -> mx.array:
+        """A layer's keys or queries (n_heads, L, head_dim) as they would be `by` positions further
+        on, each by its own if it is (L,), if the rotary embedding can be applied twice.
 
         Raises:
             AttributeError: the layer has none of the usual kind.
         """
-        rows = keys.swapaxes(0, 1)[:, :, None]
+        rows = x.swapaxes(0, 1)[:, :, None]
         rope = self.model.layers[layer].self_attn.rope
-        turned: mx.array = rope(rows, offset=mx.full((rows.shape[0],), by, mx.int32))
+        by = mx.broadcast_to(mx.array(by, mx.int32), (rows.shape[0],))
+        turned: mx.array = rope(rows, offset=by)
         return turned[:, :, 0].swapaxes(0, 1)
 
     def reference(self, token_ids: Sequence[int]) -> mx.array:

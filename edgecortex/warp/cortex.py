@@ -19,9 +19,9 @@ from edgecortex.errors import ConfigError, PromptError, StateError
 from edgecortex.generation import Generation
 from edgecortex.kv.context import Attachment, Context, Trace
 from edgecortex.warp import injection
-from edgecortex.warp.gate import PLAIN_TEXT, ValidationGate
+from edgecortex.warp.gate import PLAIN_TEXT, THRESHOLD, ValidationGate
 from edgecortex.warp.router import CortexRouter, RouterLimits
-from edgecortex.warp.stream import NUM_STATES, Stream, Thought
+from edgecortex.warp.stream import Stream, Thought
 from edgecortex.warp.synapse import NUM_LANDMARKS, NUM_QUERIES, Synapse
 
 if TYPE_CHECKING:
@@ -33,9 +33,10 @@ PROMPTS = {
     "CODE": "Write this code: {}",
     "CHECK": "Check whether this is right: {}",
 }
-RIVER_STATES = 256  # of its newest tokens the gate compares hidden states
+RIVER_STATES = 1024  # of its newest tokens the gate compares hidden states
 ALLOWANCE = 256  # tokens of thoughts that any River takes, however little it was told
-REFERENCE = "\n{}\n"  # any words around it would be said again
+REFERENCE = "{}\n\n"  # any words around it would be said again
+
 
 @dataclass(frozen=True)
 class CortexConfig:
@@ -57,7 +58,7 @@ class CortexConfig:
     rule: str = "matched"
     num_landmarks: int | None = NUM_LANDMARKS
     refresh: int = 256
-    threshold: float | None = 0.5
+    threshold: float | None = THRESHOLD
     mode: str = "forward"
     max_share: float = 0.25
     sampling: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=64))
@@ -249,7 +250,7 @@ class Cortex:
         start = time.perf_counter()
         with self._core.pool.kept(context):
             self._trace(context)
-            segment = self.synapse.segment(self._core.pool, context)
+            segment = self.synapse.segment(self._core.runner, context)
         laid = Attachment(segment, 0, "synapse")
         self._core.contexts.begin(stream, Foreign(context.position, [laid]))
         self._core.scheduler.side_share.charge(time.perf_counter() - start)
@@ -266,7 +267,7 @@ class Cortex:
         self.admitted(context)
         reader = pool.fork(context)
         try:
-            kept = pool.truncate(reader, context.num_own - NUM_STATES)
+            kept = pool.truncate(reader, context.num_own - NUM_QUERIES)
             reader.trace = context.trace
             injection.with_room(pool, reader, context.num_own)
             for i in range(kept, context.num_own, 512):
@@ -313,7 +314,10 @@ class Cortex:
             return
         with self._core.pool.kept(side), self._core.pool.kept(main):
             self._trace(main)
-        thinking, about = (_states(context.trace) for context in (side, main) if context.trace)
+            ids = self._core.model.tokenizer.encode(thought.text, first=False)
+            thinking = self._core.runner.hidden_of(ids)
+        assert main.trace
+        about = np.array(main.trace.hidden.all().astype(mx.float32))
         self.gate.seen.add(about)
         verdict = self.gate.judge(thinking, about)
         thought.score = verdict.score
@@ -378,10 +382,6 @@ class Cortex:
         """Lets the River answer once nothing that was planned is being thought about."""
         if all(stream.thought.origin != "planned" for stream in self.streams):
             self._core.scheduler.let_go(self.river)
-
-
-def _states(trace: Trace) -> np.ndarray:
-    return np.array(trace.hidden.all().astype(mx.float32))
 
 
 class Held:

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 SINKS = 4  # the first tokens, which take the attention that nothing else wants
-RECENT = 32  # the newest ones, or a quarter of a smaller number
+RECENT = 64  # the newest ones, or half of a smaller number
 RIDGE = 0.1  # of the mean diagonal
 ROUNDS = 50
 
@@ -95,7 +95,7 @@ def matched(view: View, k: int) -> Landmarks:
     """The first, the newest, and those that any query attends to most; then each is given the
     weight and the value with which all together do what the whole context did for the queries
     (attention matching, arXiv 2602.16284)."""
-    kept = _top(view.weights.max(axis=1), k, min(RECENT, k // 4))
+    kept = _top(view.weights.max(axis=1), k, min(RECENT, k // 2))
     scores = np.take_along_axis(view.scores, kept[:, None], axis=2)
     bias = np.log2(_shares(np.exp2(scores - view.log_total)))
     scores += bias[:, None]

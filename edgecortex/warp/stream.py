@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 from edgecortex.agent import Agent
 from edgecortex.errors import StateError
 from edgecortex.generation import Generation
-from edgecortex.kv.context import Context, Trace
+from edgecortex.kv.context import Context
 
 if TYPE_CHECKING:
     from edgecortex.conversation import Conversation
     from edgecortex.warp.cortex import Cortex
     from edgecortex.warp.router import CortexRouter
-
-NUM_STATES = 64  # newest tokens whose hidden states are compared
 
 
 @dataclass
@@ -109,7 +107,6 @@ class Stream(Agent):
 
     def admitted(self, context: Context) -> None:
         self.thought.status = "thinking"
-        context.trace = context.trace or Trace(0, 0, NUM_STATES)
 
     def has_read(self) -> None:
         pass

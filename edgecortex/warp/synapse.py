@@ -8,11 +8,12 @@ import numpy as np
 from edgecortex.errors import ConfigError
 from edgecortex.kv.context import Context
 from edgecortex.kv.pool import BlockPool
-from edgecortex.kv.segment import KVSegment, LayerKV
+from edgecortex.kv.segment import KVSegment, LayerKV, rotate
+from edgecortex.runner import ModelRunner
 from edgecortex.warp.landmarks import RULES, Landmarks, View
 
 NUM_LANDMARKS = 64
-NUM_QUERIES = 64  # newest tokens whose queries say what matters
+NUM_QUERIES = 128  # newest tokens whose queries say what matters
 
 
 @dataclass
@@ -40,11 +41,11 @@ class Synapse:
         if self.refresh < 1:
             raise ConfigError(f"refresh must be at least 1, got {self.refresh!r}")
 
-    def segment(self, pool: BlockPool, context: Context) -> KVSegment:
+    def segment(self, runner: ModelRunner, context: Context) -> KVSegment:
         """The landmarks of a context that is traced, as of at most `refresh` tokens ago."""
         old = self._segment
         if old is None or not 0 <= context.position - old.stop < self.refresh:
-            self._segment = collect(pool, context, self.rule, self.budget(context))
+            self._segment = collect(runner, context, self.rule, self.budget(context))
         assert self._segment
         return self._segment
 
@@ -59,25 +60,32 @@ class Synapse:
         return self.num_landmarks or max(NUM_LANDMARKS, context.num_own // 32)
 
 
-def collect(pool: BlockPool, context: Context, rule: str, k: int) -> KVSegment:
+def collect(runner: ModelRunner, context: Context, rule: str, k: int) -> KVSegment:
     """`k` landmarks of every layer and KV head, at their own positions; a layer with a window
     has at most what that holds."""
     layers, k = [], min(k, context.num_own)
-    for layer in range(len(pool.caches)):
-        view = view_of(pool, context, layer)
-        layers.append(sealed(pool, layer, view, mark(view, rule, k)))
+    for layer in range(len(runner.pool.caches)):
+        view = view_of(runner, context, layer)
+        layers.append(sealed(runner.pool, layer, view, mark(view, rule, k)))
     segment = KVSegment(layers, context.position - k, k)
     mx.eval(segment.arrays())
     return segment
 
 
-def view_of(pool: BlockPool, context: Context, layer: int) -> View:
-    """What a rule sees of a layer."""
+def view_of(runner: ModelRunner, context: Context, layer: int) -> View:
+    """What a rule sees of a layer. Queries are turned to the position of the next token: they
+    stand for those that are to come, and ask from there."""
     assert context.trace
-    traced = context.trace.queries[layer].all()
+    cache, format = runner.pool.caches[layer], runner.pool.format
+    keys, values, _ = cache.read(context, mx.float32)
+    traced = context.trace.queries[layer].all().astype(mx.float32)
     heads, groups, length, dim = traced.shape
-    keys, values, _ = pool.caches[layer].read(context, mx.float32)
-    queries = traced.astype(mx.float32).reshape(heads, groups * length, dim)
+    queries = traced.reshape(heads * groups, length, dim)
+    if runner.keys_turn:
+        plain = rotate(queries) if format.rotate_keys else queries
+        plain = runner.model.turned(layer, plain, mx.arange(length, 0, -1, dtype=mx.int32))
+        queries = rotate(plain) if format.rotate_keys else plain
+    queries = queries.reshape(heads, groups * length, dim)
     return View(*(np.array(x) for x in (keys, values, queries)))
 
 

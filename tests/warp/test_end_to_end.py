@@ -8,6 +8,7 @@ import pytest
 
 from edgecortex import Agent, Engine, EngineConfig, SamplingParams
 from edgecortex.warp.cortex import CortexConfig
+from edgecortex.warp.gate import THRESHOLD
 from edgecortex.warp.stream import Thought
 
 REPORT = (
@@ -46,10 +47,10 @@ def told(engine: Engine) -> Agent:
 def test_two_streams_one_thought_and_an_answer(engine: Engine) -> None:
     river, plain = told(engine), told(engine)
     assert river.num_tokens > 200
-    river.think_with(CortexConfig(threshold=0.5, sampling=limit(24)))
+    river.think_with(CortexConfig(sampling=limit(24)))
     before = (list(river.messages), list(river.conversation.token_ids))
     streams = [
-        river.spawn("Repeat what the report says about the depth of the channel."),
+        river.spawn("Repeat what the report says about the channel."),
         river.spawn(UNRELATED, role="You are a poet.", mode="graft"),
     ]
     thoughts = [stream.result(120) for stream in streams]
@@ -57,7 +58,7 @@ def test_two_streams_one_thought_and_an_answer(engine: Engine) -> None:
     assert (related.status, other.status) == ("accepted", "rejected")
     assert related.score is not None
     assert other.score is not None
-    assert related.score > 0.5 > other.score
+    assert related.score > THRESHOLD > other.score
     assert other.reason == "unlike what the River is about"
     assert (list(river.messages), list(river.conversation.token_ids)) == before
     answers = [agent.chat(QUESTION).text() for agent in (river, plain)]
