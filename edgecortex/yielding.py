@@ -15,6 +15,7 @@ class SideShare:
         self._credit_s = 0.0
         self._alone_s: float | None = None
         self._token_s: float | None = None
+        self._had_side = False  # the newest step
 
     def room(self, wanted: int) -> int:
         """How many tokens of side agents may go into a step of main agents that decode."""
@@ -26,14 +27,20 @@ class SideShare:
         return room if room * token_s <= self._credit_s else 0
 
     def observe(self, num_side: int, seconds: float, decoding: bool) -> None:
-        """Learns from a step in which main agents had a part, all of them `decoding` or not."""
-        if not num_side:
+        """Learns from a step in which main agents had a part, all of them `decoding` or not.
+
+        The first step without side agents pays for what theirs has left to be put in order: it
+        says nothing of what main agents take alone, and what it takes longer counts as theirs.
+        """
+        after_side, self._had_side = self._had_side, num_side > 0
+        if not num_side and not after_side:
             if decoding:
                 self._alone_s = _blend(self._alone_s, seconds)
             self._earn(seconds)
         elif self._alone_s is not None:
-            extra = max(seconds - self._alone_s, 0.0)
-            self._token_s = _blend(self._token_s, max(extra / num_side, 1e-6))
+            extra = max(seconds - self._alone_s, 0.0) if decoding or num_side else 0.0
+            if num_side:
+                self._token_s = _blend(self._token_s, max(extra / num_side, 1e-6))
             self._credit_s -= extra - self._rate * self._alone_s
 
     def charge(self, seconds: float) -> None:
