@@ -26,23 +26,26 @@ ENDINGS = {
     "context": "stopped: the context is full",
     "cancelled": "stopped",
 }
-COUNCIL_SYSTEM = (
-    f"{options.DEFAULT_SYSTEM} Write [TASK: ...] and a helper will think about that for you while "
-    "you answer."
-)
+COUNCIL_SYSTEM = f"{options.DEFAULT_SYSTEM} Helpers think about what you write in [TASK: ...]."
 # A small model does as it did before, not as it is told: these come first.
 EXAMPLES = (
     (
         "Why do cats purr?",
-        "Cats purr mostly when they are content. [TASK: Find out how cats make that sound.] They "
-        "may also purr when they are hurt or afraid, to calm themselves.",
+        "Cats purr mostly when they are content. They may also purr when they are hurt or afraid, "
+        "to calm themselves. [TASK: Find out how cats make that sound.]",
     ),
     (
         "How do I make tea?",
-        "Boil fresh water and pour it over the leaves. [TASK: List what can go wrong with tea.] "
-        "Wait for three to five minutes, take the leaves out, and add milk or sugar if you like.",
+        "Boil fresh water and pour it over the leaves. Wait for three to five minutes, take the "
+        "leaves out, and add milk or sugar if you like. [TASK: List what can go wrong with tea.]",
+    ),
+    (
+        "Who was Marie Curie?",
+        "Marie Curie was a physicist and chemist. She discovered polonium and radium, and won two "
+        "Nobel Prizes. [TASK: Name the two Nobel Prizes of Marie Curie.]",
     ),
 )
+
 
 Session = Annotated[
     str | None,

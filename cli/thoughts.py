@@ -181,17 +181,12 @@ class Watch:
         for number, thought in rows:
             score = "" if thought.score is None else f"{thought.score:.2f}"
             room = free - free // 3
-            said = _found(thought, 2 * room) if over else _last(_said(thought), room)
+            said = _found(thought, 2 * room) if thought.ended else _last(thought, room)
             status = Text(thought.status, STYLES.get(thought.status, "dim"))
             table.add_row(
                 f"{number}", Text(asked_of(thought, free // 3)), status, score, Text(said)
             )
         return table
-
-
-def _said(thought: "Thought") -> str:
-    reason = f" ({thought.reason})" if thought.reason else ""
-    return _one_line(thought.text) + reason
 
 
 def _found(thought: "Thought", max_cells: int) -> str:
@@ -204,8 +199,9 @@ def _found(thought: "Thought", max_cells: int) -> str:
     return text.plain
 
 
-def _last(text: str, max_cells: int) -> str:
-    """The end of a text, as much as fits."""
+def _last(thought: "Thought", max_cells: int) -> str:
+    """The end of what has been thought so far, as much as fits."""
+    text = _one_line(thought.text)
     if cell_len(text) <= max_cells:
         return text
     kept = text[-max_cells + 1 :]

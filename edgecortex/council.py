@@ -15,12 +15,11 @@ and `mode` in a stream.
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgecortex.errors import ConfigError
-from edgecortex.warp.gate import THRESHOLD
 from edgecortex.warp.router import KINDS
 
 if sys.version_info >= (3, 11):
@@ -63,6 +62,12 @@ class Seat:
             _check_mode(self.mode)
 
 
+def _threshold() -> float:
+    from edgecortex.warp.gate import THRESHOLD
+
+    return THRESHOLD
+
+
 @dataclass(frozen=True)
 class Council:
     """A question and who thinks about it. `threshold` None lets every thought through;
@@ -75,7 +80,7 @@ class Council:
     question: str = ""
     seats: tuple[Seat, ...] = ()
     system: str | None = None
-    threshold: float | None = THRESHOLD
+    threshold: float | None = field(default_factory=_threshold)
     landmarks: int | None = None
     mode: str = "forward"
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from edgecortex.cli.chat import Chat
+from edgecortex.cli.thoughts import Listener
 from edgecortex.warp.stream import Thought
+from tests import scripted
 from tests.cli.conftest import Cli
 from tests.cli.terminal import CTRL_C, CTRL_D, ENTER, READY, Terminal
 
@@ -230,14 +233,14 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_model_asks_for_helpers_by_itself(cli: Cli, smollm2: Path, own_store: None) -> None:
     args = ("chat", "--council", "--session", "sky", "--model", str(smollm2))
-    result = cli(*args, "--max-tokens", "64", stdin=b"Why is the sky blue?\n")
+    result = cli(*args, "--max-tokens", "128", stdin=b"Why is the sky blue?\n")
     assert result.code == 0
     asked = re.search(r"\[TASK: (.+?)\]", result.out.replace("\n", " "))
     assert asked, result.out
     (line,) = (line for line in result.err.splitlines() if LINE.match(line))
     assert line.startswith(f"1. {asked[1][:30]}")
     shown = cli("session", "show", "sky").out
-    assert shown.count("## user") == 3  # two of them examples
+    assert shown.count("## user") == 4  # three of them examples
     again = cli("chat", "--council", "--session", "sky", stdin=b"")
     assert again.code == 0
     assert cli("session", "show", "sky").out == shown
@@ -248,6 +251,46 @@ def test_a_system_prompt_of_the_users_own_stands_alone(cli: Cli, smollm2: Path) 
     result = cli(*args, stdin=f"{JAPAN}\n/stats\n".encode())
     assert (result.code, "Tokyo" in result.out) == (0, True)
     assert re.search(r"prompt   \d\d tokens", result.out)
+
+
+def test_helpers_go_on_when_the_answer_is_over(capsys: pytest.CaptureFixture[str]) -> None:
+    script = {"Why?": ["So. [TASK: look", " it up] And [TASK: look it up.] ", "[CHECK]", " that"]}
+    with scripted.engine(script) as engine:
+        talk = Chat(engine, engine.agent(), council=True)
+        talk.take("Why?")
+        talk.take("Why?")  # another answer may ask the same again
+        talk.finish(wait=True)
+        asked = [(thought.kind, thought.task) for thought in talk.agent.thoughts]
+        ended = [thought.ended for thought in talk.agent.thoughts]
+    assert asked == [("TASK", "look it up"), ("CHECK", "that")] * 2
+    assert all(ended)
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(line.split(" →")[0] for line in lines) == [
+        "1. look it up",
+        "2. that",
+        "3. look it up",
+        "4. that",
+    ]
+
+
+def test_what_a_stopped_answer_asked_for_is_let_go() -> None:
+    with scripted.engine({"Why?": ["So."]}) as engine:
+        agent = engine.agent()
+        agent.chat("Why?").text()
+        listener = Listener(agent)
+        listener.hear("[TASK: a][SEARCH] b")
+        listener.end(whole=False)
+        for stream in list(agent.think_with().streams):
+            stream.result(60)
+        (thought,) = agent.thoughts
+    assert (thought.task, thought.status) == ("a", "cancelled")
+
+
+def test_only_those_who_want_it_are_listened_to() -> None:
+    with scripted.engine({"Why?": ["So. [TASK: look it up]"]}) as engine:
+        talk = Chat(engine, engine.agent())
+        talk.take("Why?")
+        assert talk.agent.thoughts == []
 
 
 def test_thoughts_are_kept_with_a_session(cli: Cli, smollm2: Path, own_store: None) -> None:
