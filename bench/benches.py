@@ -36,8 +36,8 @@ BENCHES = {
         "Many agents decoding together, against mlx-lm on the same weights",
         450,
         80,
-        {"repeat": 3, "gap": True},
-        {"repeat": 1, "gap": False},
+        {"repeat": 3, "slow": True},
+        {"repeat": 1, "slow": False},
     ),
     "memory": Bench(
         "What KV takes on disk, and how many agents of Gemma 3 12B fit in 10.2 GB of memory",

@@ -20,15 +20,16 @@ SCENARIOS = {
     "equal16": [64] * 16,
     "mixed16": [1024] + [64] * 15,
 }
+GAP, MIXED = "gap", "mixed16"
+SLOW = "slow"  # what a side is given to measure all: the gap, and mlx-lm's mixed batch
 
-GAP = "gap"
 
-
-def measure(model: str, repeat: int, progress: Callable[[str], None], gap: bool = True) -> Report:
+def measure(model: str, repeat: int, progress: Callable[[str], None], slow: bool = True) -> Report:
     """Runs both sides `repeat` times; figures are medians.
 
     Args:
-        gap: measure also what a long prompt does to agents that decode, which takes longest.
+        slow: measure also what takes minutes: what a long prompt does to agents that decode, and
+            mlx-lm's batch of prompts of unequal length.
 
     Raises:
         EdgeCortexError: a side failed.
@@ -38,37 +39,41 @@ def measure(model: str, repeat: int, progress: Callable[[str], None], gap: bool 
     for turn in range(repeat):
         for side in ("ours", "mlx_lm"):
             progress(f"{side}, round {turn + 1} of {repeat}")
-            rows += [{"round": turn + 1, "side": side, **row} for row in _run(side, path, gap)]
+            rows += [{"round": turn + 1, "side": side, **row} for row in _run(side, path, slow)]
     settings = {"model": model, "repeat": repeat, "scenarios": SCENARIOS}
     figures = _figures(rows)
     rounds = [_figures([r for r in rows if r["round"] == turn + 1]) for turn in range(repeat)]
     return make_report("decode", settings, figures, rows, spread(figures, rounds))
 
 
-def _run(side: str, path: str, gap: bool) -> list[Row]:
-    more = [GAP] if gap and side == "ours" else []
+def _run(side: str, path: str, slow: bool) -> list[Row]:
+    more = [SLOW] if slow else []
     return list(answer(f"the {side} side", f"bench.decode_{side}", path, *more))
 
 
 def _figures(rows: list[Row]) -> dict[str, float]:
-    def value(side: str, scenario: str, key: str = "tokens_per_s") -> float:
+    """Those that the rows allow."""
+
+    def value(side: str, scenario: str, key: str = "tokens_per_s") -> float | None:
         found = [r[key] for r in rows if (r["side"], r["scenario"]) == (side, scenario)]
-        return float(median(found))
+        return float(median(found)) if found else None
 
     ours, peer = "ours", "mlx_lm"
-    figures = {
-        "decode.alone_over_mlx_lm": value(ours, "alone") / value(peer, "alone"),
-        "decode.equal16_over_1": value(ours, "equal16") / value(ours, "one"),
-        "decode.equal16_over_mlx_lm": value(ours, "equal16") / value(peer, "equal16"),
-        "decode.mixed16_over_equal16": value(ours, "mixed16") / value(ours, "equal16"),
-        "decode.mixed16_over_mlx_lm": value(ours, "mixed16") / value(peer, "mixed16"),
+    ratios = {
+        "decode.alone_over_mlx_lm": (value(ours, "alone"), value(peer, "alone")),
+        "decode.equal16_over_1": (value(ours, "equal16"), value(ours, "one")),
+        "decode.equal16_over_mlx_lm": (value(ours, "equal16"), value(peer, "equal16")),
+        "decode.mixed16_over_equal16": (value(ours, MIXED), value(ours, "equal16")),
+        "decode.mixed16_over_mlx_lm": (value(ours, MIXED), value(peer, MIXED)),
+        "decode.prefix64_over_private": (value(ours, "prefix64"), value(ours, "private64")),
+    }
+    found = {name: a / b for name, (a, b) in ratios.items() if a and b}
+    single = {
         "decode.prefix64_memory": value(ours, "prefix64", "memory_ratio"),
-        "decode.prefix64_over_private": value(ours, "prefix64") / value(ours, "private64"),
+        "decode.gap_during_prefill": value(ours, GAP, "ratio"),
         "decode.overhead_pct": value(ours, "equal16", "overhead_pct"),
     }
-    if any(row["scenario"] == GAP for row in rows):
-        figures["decode.gap_during_prefill"] = value(ours, GAP, "ratio")
-    return figures
+    return found | {name: given for name, given in single.items() if given is not None}
 
 
 def worker(measurements: Callable[..., list[dict[str, Any]]]) -> None:

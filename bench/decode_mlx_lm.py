@@ -10,15 +10,16 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, stream_generate
 from mlx_lm.utils import dequantize_model, load
 
-from edgecortex.bench.decode import NUM_STEPS, SCENARIOS, worker
+from edgecortex.bench.decode import MIXED, NUM_STEPS, SCENARIOS, SLOW, worker
 from edgecortex.bench.text import prompts
 from edgecortex.models.adapter import Tokenizer, compute_dtype
 
 MAX_SECONDS = 20.0
 
 
-def measurements(path: str) -> list[dict[str, Any]]:
-    """All scenarios: one agent through `stream_generate`, more through `BatchGenerator`."""
+def measurements(path: str, *more: str) -> list[dict[str, Any]]:
+    """All scenarios, the slow one too if `more` says so: one agent through `stream_generate`, more
+    through `BatchGenerator`."""
     model, tokenizer = load(path)[:2]
     if (dtype := compute_dtype()) is not None:
         model.set_dtype(dtype)
@@ -27,6 +28,8 @@ def measurements(path: str) -> list[dict[str, Any]]:
     mx.eval(model.parameters())
     rows = []
     for name, lengths in SCENARIOS.items():
+        if name == MIXED and SLOW not in more:
+            continue
         ids = prompts(Tokenizer(tokenizer), lengths)
         one = len(lengths) == 1
         rate, nbytes = _alone(model, tokenizer, ids[0]) if one else _together(model, ids)

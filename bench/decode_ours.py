@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from edgecortex.bench.asking import ask
-from edgecortex.bench.decode import GAP, NUM_STEPS, SCENARIOS, worker
+from edgecortex.bench.decode import GAP, NUM_STEPS, SCENARIOS, SLOW, worker
 from edgecortex.bench.text import prompts
 from edgecortex.config import EngineConfig
 from edgecortex.core import EngineCore
@@ -21,11 +21,11 @@ PERCENTILES = {"median": 50, "p95": 95}
 
 
 def measurements(path: str, *more: str) -> list[dict[str, Any]]:
-    """All scenarios, one after the other on one engine; the gap if `more` names it."""
+    """All scenarios, one after the other on one engine; the slow one too if `more` says so."""
     core = EngineCore(load_model(Path(path)), EngineConfig(use_store=False))
     core.model.tokenizer.eos_token_ids = set()  # every agent decodes to the end
     rows = [_scenario(core, name, lengths) for name, lengths in SCENARIOS.items()]
-    return [*rows, *_prefix64(core), *([_gap(core)] if GAP in more else [])]
+    return [*rows, *_prefix64(core), *([_gap(core)] if SLOW in more else [])]
 
 
 def _scenario(core: EngineCore, name: str, lengths: list[int]) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def decode(
 ) -> None:
     """Many agents decoding together, against mlx-lm on the same weights.
 
-    With --quick it is left out how agents fare while another one reads a prompt.
+    With --quick two slow ones are left out: agents that decode while another one
+    reads a prompt, and mlx-lm's batch of prompts of unequal length.
     """
     _measure("decode", model, device, quick, out, as_json, repeat=repeat)
 

@@ -126,10 +126,11 @@ def test_spread_is_of_figures_that_several_rounds_have() -> None:
 def test_decode_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iter([20.0, 10.0, 40.0, 10.0, 30.0, 10.0])  # ours and mlx-lm's in turns
 
-    def side(name: str, path: str, gap: bool) -> list[dict[str, Any]]:
+    def side(name: str, path: str, slow: bool) -> list[dict[str, Any]]:
         rate = next(rates)
         row = {"tokens_per_s": rate, "overhead_pct": 1.0, "memory_ratio": 1.0, "ratio": 2.0}
-        names = [*decode.SCENARIOS, "prefix64", "private64", *[decode.GAP] * gap]
+        names = [*decode.SCENARIOS, "prefix64", "private64", decode.GAP]
+        names = [n for n in names if slow or n not in (decode.GAP, decode.MIXED)]
         return [{"scenario": scenario, **row} for scenario in names]
 
     monkeypatch.setattr(decode, "resolve", Path)
@@ -139,8 +140,13 @@ def test_decode_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) ->
     assert report["spread"]["decode.alone_over_mlx_lm"] == [2.0, 4.0]
     assert set(report["spread"]) == set(report["figures"]) == set(figures_of("decode"))
     rates = iter([20.0, 10.0])
-    figures = decode.measure("m", 1, lambda line: None, gap=False)["figures"]
-    assert set(figures_of("decode")) - set(figures) == {"decode.gap_during_prefill"}
+    figures = decode.measure("m", 1, lambda line: None, slow=False)["figures"]
+    missing = set(figures_of("decode")) - set(figures)
+    assert missing == {
+        "decode.gap_during_prefill",
+        "decode.mixed16_over_equal16",
+        "decode.mixed16_over_mlx_lm",
+    }
 
 
 def test_ttft_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

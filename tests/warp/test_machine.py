@@ -2,6 +2,8 @@
 what a River sees is what its record says."""
 
 from contextlib import ExitStack, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -31,8 +33,7 @@ numbers = st.integers(0, 5)
 class Council(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.stack = ExitStack()
-        self.engine = self.stack.enter_context(scripted.engine(SCRIPT, kv_budget_bytes=BUDGET))
+        self.stack, self.stored = ExitStack(), False
         self.rivers: list[Agent] = []
         self.streams: list[Stream] = []
 
@@ -41,8 +42,11 @@ class Council(RuleBasedStateMachine):
 
     # What a caller may do.
 
-    @initialize()
-    def begin_first(self) -> None:
+    @initialize(kind=st.sampled_from(["llama", "gemma3_text"]), stored=st.booleans())
+    def start(self, kind: str, stored: bool) -> None:
+        folder = Path(self.stack.enter_context(TemporaryDirectory())) if stored else None
+        engine = scripted.engine(SCRIPT, kind, folder, kv_budget_bytes=BUDGET)
+        self.engine, self.stored = self.stack.enter_context(engine), stored
         self.begin()
 
     @precondition(lambda self: len(self.rivers) < 3)
@@ -94,6 +98,19 @@ class Council(RuleBasedStateMachine):
     @rule(number=numbers)
     def fork(self, number: int) -> None:
         self.rivers.append(self.river(number).fork())
+
+    @precondition(lambda self: self.stored)
+    @rule(number=numbers)
+    def save_and_restore(self, number: int) -> None:
+        river = self.river(number)
+        seen = [(t.id, t.text) for t in river.think_with().accepted]
+        river.save("it").result()
+        again, came = self.engine.restore("it", sampling=limit(5))
+        assert came.num_lost_thoughts == 0
+        assert {(t.id, t.text) for t in again.thoughts} >= set(seen)
+        self.rivers.remove(river)
+        river.close()
+        self.rivers.append(again)
 
     @rule(number=numbers)
     def reset(self, number: int) -> None:
