@@ -47,6 +47,7 @@ def test_the_answer_alone_is_on_stdout(cli: Cli, smollm2: Path) -> None:
 
 def test_json_has_the_answer_thoughts_and_settings(cli: Cli, smollm2: Path) -> None:
     args = (JAPAN, *TWO, "--role", "You are a teacher.", "--stream-tokens", "24", "--seed", "3")
+    args += ("--max-tokens", "16")
     found = record(cli, smollm2, *args)
     assert found.keys() == {"question", "answer", "model", "settings", "thoughts", "stats"}
     assert (found["question"], found["model"]) == (JAPAN, str(smollm2))
@@ -70,8 +71,8 @@ def test_json_has_the_answer_thoughts_and_settings(cli: Cli, smollm2: Path) -> N
         assert -1 <= (thought.score or -2) <= 1
         assert min(thought.think_s, thought.inject_s, thought.num_tokens) > 0
     stats = found["stats"]
-    assert stats["finish_reason"] == "stop"
-    assert stats["num_generated_tokens"] > 0
+    assert stats["finish_reason"] in ("stop", "length")
+    assert 0 < stats["num_generated_tokens"] <= 16
     assert stats["ttft_s"] > max(first.think_s, second.think_s)  # it waited for them
 
 
