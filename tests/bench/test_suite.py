@@ -20,19 +20,19 @@ SCRIPT = textwrap.dedent("""
     import os, signal, sys, time
     what, report, path, trace = sys.argv[1:]
     open(trace, "a").write(os.path.basename(path) + " begins\\n")
-    print("measuring, round 1", file=sys.stderr, flush=True)
+    try:
+        print("measuring, round 1", file=sys.stderr, flush=True)
+        if what == "waits":
+            time.sleep(60)
+    except KeyboardInterrupt:
+        open(trace, "a").write("interrupted\\n")
+        raise
     if what == "fails":
         sys.exit("edgecortex: too little memory is free\\nfree some")
     if what == "crashes":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "raises":
         raise ValueError("a bug")
-    if what == "waits":
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            open(trace, "a").write("interrupted\\n")
-            raise
     if what != "forgets":
         open(path, "w").write(report)
 """)
