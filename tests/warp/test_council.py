@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from edgecortex import council
 from edgecortex.council import STREAM, TOP, Council, Seat
 from edgecortex.errors import ConfigError
+from edgecortex.warp.gate import THRESHOLD
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_the_documented_example_is_one(path: Path) -> None:
             Seat(task="List what has to be ready before a launch."),
             Seat(role="You are a sceptic: say what is doubtful."),
         ),
-        threshold=0.5,
+        threshold=THRESHOLD,
     )
 
 
