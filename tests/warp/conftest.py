@@ -1,10 +1,20 @@
 """What holds after every test of Streams."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from edgecortex import Engine, EngineConfig
 from tests.scripted import until
+
+
+@pytest.fixture(scope="package")
+def real(smollm2: Path) -> Iterator[Engine]:
+    """An engine over SmolLM2 in full precision."""
+    config = EngineConfig(kv_format="fp", use_store=False)
+    with Engine.load(str(smollm2), config=config) as engine:
+        yield engine
 
 
 @pytest.fixture(autouse=True)

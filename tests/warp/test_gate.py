@@ -1,12 +1,9 @@
 """The gate on a real model's states: thoughts that belong to what was said, and others."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from edgecortex import Engine, EngineConfig, SamplingParams
+from edgecortex import Engine, SamplingParams
 from edgecortex.warp.cortex import RIVER_STATES
 from edgecortex.warp.gate import PLAIN_TEXT, RunningStates, ValidationGate, cosine
 
@@ -40,26 +37,19 @@ THOUGHTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def engine(smollm2: Path) -> Iterator[Engine]:
-    config = EngineConfig(kv_format="fp", use_store=False)
-    with Engine.load(str(smollm2), config=config) as engine:
-        yield engine
-
-
 def states_of(engine: Engine, text: str) -> np.ndarray:
     core = engine.core
     return engine.call(lambda: core.runner.hidden_of(core.model.tokenizer.encode(text, first=True)))
 
 
 @pytest.fixture(scope="module")
-def scores(engine: Engine) -> dict[str, np.ndarray]:
+def scores(real: Engine) -> dict[str, np.ndarray]:
     """(3 passages, 9 thoughts) by our gate and by the source's cosine of last tokens; the first
     three thoughts belong to the first passage, and so on."""
     plain = RunningStates()
-    plain.add(states_of(engine, PLAIN_TEXT))
-    passages = [states_of(engine, text)[-RIVER_STATES:] for text in SAID.values()]
-    thoughts = [states_of(engine, t) for ts in THOUGHTS.values() for t in ts]
+    plain.add(states_of(real, PLAIN_TEXT))
+    passages = [states_of(real, text)[-RIVER_STATES:] for text in SAID.values()]
+    thoughts = [states_of(real, t) for ts in THOUGHTS.values() for t in ts]
     for states in passages:
         plain.add(states)
     gate = ValidationGate(0.5, plain)
@@ -89,14 +79,14 @@ def test_at_one_half_ours_tells_apart_what_raw_cosines_all_accept(scores) -> Non
     assert (scores["ours"][RELEVANT] >= 0.5).sum() >= 6
 
 
-def test_the_same_states_whoever_records_them(engine: Engine) -> None:
+def test_the_same_states_whoever_records_them(real: Engine) -> None:
     """What a River's trace keeps while it is read is what the model gives for the text alone."""
-    river = engine.agent(system=SAID["bees"], sampling=SamplingParams(max_tokens=2))
+    river = real.agent(system=SAID["bees"], sampling=SamplingParams(max_tokens=2))
     river.think_with()
     river.chat("What is a hive?").text()
-    context = engine.call(lambda: engine.core.contexts.get(river))
-    traced = engine.call(lambda: np.array(context.trace.hidden.all()))
-    alone = engine.call(lambda: engine.core.runner.hidden_of(context.token_ids))
+    context = real.call(lambda: real.core.contexts.get(river))
+    traced = real.call(lambda: np.array(context.trace.hidden.all()))
+    alone = real.call(lambda: real.core.runner.hidden_of(context.token_ids))
     assert traced.shape == alone.shape == (context.num_own, 576)
     np.testing.assert_allclose(traced, alone, atol=2e-2 * np.abs(alone).max())
     river.close()
