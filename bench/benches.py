@@ -35,7 +35,7 @@ BENCHES = {
     "decode": Bench(
         "Many agents decoding together, against mlx-lm on the same weights",
         450,
-        80,
+        75,
         {"repeat": 3, "slow": True},
         {"repeat": 1, "slow": False},
     ),
@@ -56,14 +56,14 @@ BENCHES = {
     "council": Bench(
         "Streams on a River's landmarks: what each takes, and what they cost the River",
         300,
-        70,
+        60,
         {"quick": False},
         {"quick": True},
     ),
     "synapse": Bench(
         "What a few landmarks are worth, against as many sinks and recent tokens",
         900,
-        110,
+        105,
         {"contexts": 20, "tokens": 4096, "kept": 128, "text": ""},
         {"contexts": 3, "tokens": 4096, "kept": 128, "text": ""},
     ),
@@ -77,7 +77,7 @@ BENCHES = {
     "compare": Bench(
         "The same work on EdgeCortex and on others, side by side",
         900,
-        60,
+        95,
         {"quick": False},
         {"quick": True},
     ),
