@@ -57,7 +57,6 @@ DEFINITIONS = {
     "number; the River has answered once by then. What is larger of what the system and what MLX "
     "say counts. Nothing is given back for the measurement's sake. 1 MB is 1,000,000 bytes",
     "mlx_cache_mb": "buffers that MLX keeps for later arrays, a part of the growth",
-    "mlx_peak_mb": "the most that MLX's arrays have grown by, since the row before",
     "published_mb": "Warp-Cortex, table 2: growth of video memory per agent",
     "river_share": "the River's tokens per second while all Streams decode over those while they "
     "rest, in the same round: the median, the least and the most",

@@ -73,7 +73,6 @@ def streams(path: str, store: str, kv_format: str, count: int, said: list[int]) 
 
 def _now() -> Usage:
     gc.collect()
-    mx.reset_peak_memory()
     return Usage.now()
 
 
@@ -82,8 +81,7 @@ def _once_said(core: EngineCore, cortex: Cortex, count: int, num_tokens: int, be
     step_until_said(core, cortex, count, max(1, num_tokens - TOGETHER))
     held = step_until_said(core, cortex, count, num_tokens)
     core.pool.check()
-    grown, peak = Usage.now().since(before), mx.get_peak_memory() - before.arrays
-    mx.reset_peak_memory()
+    grown = Usage.now().since(before)
     return {
         "streams": len(held),
         "said": num_tokens,
@@ -91,7 +89,6 @@ def _once_said(core: EngineCore, cortex: Cortex, count: int, num_tokens: int, be
         "process_mb": grown.process / MB,
         "mlx_arrays_mb": grown.arrays / MB,
         "mlx_cache_mb": grown.cached / MB,
-        "mlx_peak_mb": peak / MB,
     }
 
 

@@ -173,7 +173,7 @@ class AgentContexts:
         """Starts to store all of an agent's KV, and then a manifest of it. There is a store."""
         assert self.archive is not None
         context = self._contexts.get(agent)
-        if context and not context.base:
+        if context and context.num_own and not context.base:
             return self.archive.save(context, tail=True, session=session)
         return self.archive.save_session(session)
 
@@ -209,7 +209,7 @@ class AgentContexts:
     def _spill(self, context: Context) -> None:
         """Moves a context to disk, if there is a store; its agent finds it there."""
         agent = next(agent for agent, held in self._contexts.items() if held is context)
-        if self.archive and not context.base:
+        if self.archive and context.num_own and not context.base:
             self._spilled[agent] = self.archive.save(context, tail=True)
         if context.base or context.attached or context.trace:
             self._foreign[agent] = Foreign(context.base, context.attached, context.trace)

@@ -69,7 +69,6 @@ def test_memory(report: dict[str, Any]) -> None:
         assert row["river_tokens"] == TOKENS
         grown = max(row["process_mb"], row["mlx_arrays_mb"] + row["mlx_cache_mb"])
         assert row["mb_per_stream"] == pytest.approx(grown / row["streams"])
-        assert row["mlx_peak_mb"] >= row["mlx_arrays_mb"]
     # A row is 30 layers of 3 heads, keys and values of 68 tokens and 64 numbers in 16 bits.
     assert found[0]["mlx_arrays_mb"] > 3 * 30 * 3 * 2 * 68 * 64 * 2 / 1e6
 

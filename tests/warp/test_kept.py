@@ -144,6 +144,18 @@ def test_a_thought_whose_file_is_gone_is_lost_and_said_to_be(folder: Path) -> No
         again.chat("Go on.", limit(4)).text()
 
 
+def test_a_session_of_which_nothing_was_read_is_kept_and_spilled(folder: Path) -> None:
+    with scripted.engine(SCRIPT, folder=folder, kv_budget_bytes=BUDGET) as engine:
+        told = engine.agent(system=NOTES, sampling=limit(6))
+        told.tell("Tell me of it.", "I shall not.")
+        told.save("bob").result()
+        again, came = engine.restore("bob", sampling=limit(6))
+        assert (came.num_tokens, came.num_disk_tokens) == (told.num_tokens, 0)
+        again.save("carol").result()
+        push_out(engine, again)
+        assert again.chat("Go on.").text() == told.chat("Go on.").text()
+
+
 # Forks.
 
 
