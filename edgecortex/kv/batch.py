@@ -12,7 +12,8 @@ from edgecortex.kv.context import Context
 from edgecortex.kv.format import KVFormat
 from edgecortex.kv.past import Past
 from edgecortex.kv.plan import BlockView, DecodeView, RunView, SpanView, StepPlan
-from edgecortex.kv.segment import KVSegment, LayerKV, Member, Stack, rotate, rounded, row_dtype
+from edgecortex.kv.segment import LayerKV, rotate, rounded, row_dtype
+from edgecortex.kv.stacks import Stacks
 
 HEAD_START = 4  # layers: these are computed while Python works out the next ones
 
@@ -41,8 +42,7 @@ class BatchQuantizedKVCache:
         self._decode_view: DecodeView | None = None
         self._span_views: Sequence[SpanView] = ()
         self._kept: dict[Context, Past] = {}
-        self._stacks: dict[tuple[KVSegment, ...], Stack] = {}
-        self._used_stacks: dict[tuple[KVSegment, ...], Stack] = {}
+        self._stacks = Stacks(layer)
 
     # The slab.
 
@@ -73,8 +73,7 @@ class BatchQuantizedKVCache:
         self._fit()
         self.num_slots = slots.size
         self._plan, self._decode_view, self._span_views, self._kept = None, None, (), {}
-        self._loosen(self._stacks | self._used_stacks)
-        self._stacks, self._used_stacks = {}, {}
+        self._stacks.clear()
         self._k, self._v = (
             x[slots] if x is not None and slots.size else None for x in (self._k, self._v)
         )
@@ -146,8 +145,7 @@ class BatchQuantizedKVCache:
         self.sealed = {}
         spans = [view.span.context for view in span_views] if keep_past else []
         self._kept = {context: self._kept.get(context) or Past() for context in spans}
-        self._loosen({k: v for k, v in self._stacks.items() if k not in self._used_stacks})
-        self._stacks, self._used_stacks = self._used_stacks, {}
+        self._stacks.begin()
 
     def attend(self, q: mx.array, scale: float) -> mx.array:
         """q (T, n_heads, 1, head_dim) over all that each row sees: (T, n_heads, 1, v_head_dim).
@@ -202,31 +200,9 @@ class BatchQuantizedKVCache:
     def _run(self, view: RunView, groups: int) -> Run:
         stacked = len(view.segments) > 1
         num_rows = groups if stacked else groups * len(view.rows)
-        layer = self._stack(view.segments) if stacked else view.segments[0].layers[self.layer]
+        segments = view.segments
+        layer = self._stacks.of(segments) if stacked else segments[0].layers[self.layer]
         return Run(layer, view.chosen, view.mask, stacked, num_rows >= self.dense_from)
-
-    def _stack(self, segments: tuple[KVSegment, ...]) -> Stack:
-        """Segments of equal length along a leading axis.
-
-        Kept for the next step, and the segments then read from it: nothing is held twice.
-        """
-        if segments not in self._stacks:
-            stack = Stack.of([segment.layers[self.layer] for segment in segments])
-            for i, segment in enumerate(segments):
-                segment.layers[self.layer] = Member(stack, i)
-            self._stacks[segments] = stack
-        self._used_stacks[segments] = self._stacks[segments]
-        return self._stacks[segments]
-
-    def _loosen(self, stacks: dict[tuple[KVSegment, ...], Stack]) -> None:
-        """Gives segments that still lie in these stacks arrays of their own: one alone would
-        keep a whole stack in memory."""
-        for segments, stack in stacks.items():
-            for segment in segments:
-                layer = segment.layers[self.layer]
-                if segment.refs and isinstance(layer, Member) and layer.stack is stack:
-                    segment.layers[self.layer] = own = layer.copied()
-                    mx.eval(own.k, own.v)
 
     def _prefill(self, q: mx.array, view: SpanView) -> mx.array:
         """q (n_kv_heads, G, n, head_dim) of one span."""

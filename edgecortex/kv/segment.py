@@ -210,6 +210,13 @@ class Stack(LayerKV):
     def __len__(self) -> int:
         return self.v[0].shape[0]
 
+    def chosen(self, indices: Sequence[int]) -> LayerKV:
+        """Some of the runs along a leading axis, in this order; the first ones at no copy."""
+        in_order = list(indices) == list(range(len(indices)))
+        at = slice(len(indices)) if in_order else mx.array(list(indices))
+        k, v = (tuple(part[at] for part in parts) for parts in (self.k, self.v))
+        return LayerKV(self.format, k, v, self.v_dim)
+
 
 class Member(LayerKV):
     """One run of a stack, in the stack's memory; its arrays are made when they are asked for."""
