@@ -4,8 +4,8 @@
 class SideShare:
     """Keeps the main agents at `share` of the speed that they would have alone.
 
-    A step without side agents earns them time, in proportion to how long it took; a step with
-    them costs what it took longer. They are let in as soon as what they would cost is earned, all
+    While side agents wait, every step earns them time in proportion to a step alone, and costs
+    what it took longer than that. They are let in as soon as what they would cost is earned, all
     at once as far as a step stays within `max_gap` times its length: together they are cheaper.
     The first token goes alone, to learn what one costs.
     """
@@ -16,9 +16,11 @@ class SideShare:
         self._alone_s: float | None = None
         self._token_s: float | None = None
         self._had_side = False  # the newest step
+        self._wanted = False  # side agents, to have a part in the coming step
 
     def room(self, wanted: int) -> int:
         """How many tokens of side agents may go into a step of main agents that decode."""
+        self._wanted = wanted > 0
         if self._alone_s is None or not self._rate:
             return 0
         token_s = self._token_s or self._alone_s
@@ -27,34 +29,36 @@ class SideShare:
         return room if room * token_s <= self._credit_s else 0
 
     def observe(self, num_side: int, seconds: float, decoding: bool) -> None:
-        """Learns from a step in which main agents had a part, all of them `decoding` or not.
-
-        The first step without side agents pays for what theirs has left to be put in order: it
-        says nothing of what main agents take alone, and what it takes longer counts as theirs.
-        """
+        """Learns from a step in which main agents had a part, all of them `decoding` or not."""
+        wanted, self._wanted = self._wanted, False
         after_side, self._had_side = self._had_side, num_side > 0
-        if not num_side and not after_side:
-            if decoding:
-                self._alone_s = _blend(self._alone_s, seconds)
-            self._earn(seconds)
-        elif self._alone_s is not None:
-            extra = max(seconds - self._alone_s, 0.0) if decoding or num_side else 0.0
+        if self._alone_s is not None:
+            extra = seconds - self._alone_s
             if num_side:
-                self._token_s = _blend(self._token_s, max(extra / num_side, 1e-6))
-            self._credit_s -= extra - self._rate * self._alone_s
+                self._token_s = _blend(self._token_s, max(extra / num_side, 1e-6), 0.2)
+            if decoding and wanted:
+                self._save(self._rate * self._alone_s - extra)
+            elif not decoding:
+                self._save(self._rate * seconds)
+        if decoding and not num_side and not after_side:
+            self._learn_alone(seconds, wanted)
 
     def charge(self, seconds: float) -> None:
         """Takes off what else was done for side agents while main agents waited."""
         self._credit_s -= seconds
 
-    def _earn(self, seconds: float) -> None:
+    def _learn_alone(self, seconds: float, wanted: bool) -> None:
+        """What a step takes that has no part for side agents. The first one after theirs pays for
+        what they left to be put in order, and the others between theirs are slowed by them a
+        little too: those count less where they are long."""
+        longer = self._alone_s is not None and seconds > self._alone_s
+        self._alone_s = _blend(self._alone_s, seconds, 0.05 if wanted and longer else 0.2)
+
+    def _save(self, seconds: float) -> None:
         """What is saved up is bounded: a burst would show as a gap."""
         most = max(1.0, self._max_extra) * (self._alone_s or 0.0)
-        if self._token_s:
-            most = max(most, self._token_s)
-        earned = min(self._credit_s + self._rate * seconds, most)
-        self._credit_s = max(self._credit_s, earned)
+        self._credit_s = min(self._credit_s + seconds, max(most, self._token_s or 0.0))
 
 
-def _blend(old: float | None, new: float) -> float:
-    return new if old is None else 0.8 * old + 0.2 * new
+def _blend(old: float | None, new: float, weight: float) -> float:
+    return new if old is None else (1 - weight) * old + weight * new

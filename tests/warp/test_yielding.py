@@ -99,6 +99,7 @@ def test_nothing_before_the_first_step_alone() -> None:
     share.observe(0, 0.5, False)  # a prompt is read: how long a step is, it does not say
     assert share.room(4) == 0
     for _ in range(5):
+        assert share.room(4) == 0
         share.observe(0, 0.1, True)
     assert share.room(4) == 1  # to learn what one costs
     share.observe(1, 0.11, True)
