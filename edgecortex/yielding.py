@@ -52,7 +52,7 @@ class SideShare:
         what they left to be put in order, and the others between theirs are slowed by them a
         little too: those count less where they are long."""
         longer = self._alone_s is not None and seconds > self._alone_s
-        self._alone_s = _blend(self._alone_s, seconds, 0.05 if wanted and longer else 0.2)
+        self._alone_s = _blend(self._alone_s, seconds, 0.02 if wanted and longer else 0.2)
 
     def _save(self, seconds: float) -> None:
         """What is saved up is bounded: a burst would show as a gap."""
