@@ -2,7 +2,7 @@
 
 MLX's CPU build is slow at `exp`, and works out the angles of rotary embeddings anew for every
 layer, for queries and for keys. OpenBLAS copies a matrix before it multiplies a few rows by it,
-unless the matrix is small.
+unless the matrix is small; small ones it multiplies on one core, so two streams share them.
 """
 
 import math
@@ -13,10 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from edgecortex.cpu import exp2
+from edgecortex.cpu import by_halves, exp2
 
-FEW_ROWS = 8
-BLOCK = 64  # weight rows: with these, products of few rows stay below OpenBLAS's limit
+FEW_ROWS = 24
+BLOCKS = (64, 32, 16)  # weight rows
+MOST_SMALL = 1_000_000  # multiplications: OpenBLAS's own limit
 
 
 def speed_up(model: Any) -> None:
@@ -41,10 +42,12 @@ def speed_up(model: Any) -> None:
 def multiply(x: mx.array, weight: mx.array) -> mx.array:
     """x (…, in) times the transposed weight (out, in): (…, out)."""
     num_rows, (out, width) = x.size // x.shape[-1], weight.shape
-    if num_rows > FEW_ROWS or out % BLOCK:
+    block = next((b for b in BLOCKS if out % b == 0 and b * num_rows * width <= MOST_SMALL), 0)
+    if num_rows > FEW_ROWS or not block:
         return x @ weight.T
-    blocks = weight.reshape(-1, BLOCK, width).swapaxes(-1, -2)
-    product = x.reshape(1, num_rows, width) @ blocks
+    blocks = weight.reshape(-1, block, width).swapaxes(-1, -2)
+    rows = x.reshape(1, num_rows, width)
+    product = by_halves(lambda part: rows @ blocks[part], len(blocks), weight.size)
     return product.swapaxes(0, 1).reshape(*x.shape[:-1], out)
 
 

@@ -11,6 +11,7 @@ from functools import cache
 
 import mlx.core as mx
 
+from edgecortex.cpu import by_halves
 from edgecortex.kv.affine import pack, unpack
 from edgecortex.kv.format import KVFormat
 
@@ -117,31 +118,13 @@ class LayerKV:
             return q @ (keys if channel else keys[..., : q.shape[-1]].swapaxes(-1, -2))
         if not channel:
             q = _pad_last(q, self.format.group_size)
-        words, scales, biases = self.k
-        return mx.quantized_matmul(
-            q,
-            words,
-            scales,
-            biases,
-            transpose=not channel,
-            group_size=self.format.group_size,
-            bits=self.format.bits,
-        )
+        return _quantized(q, self.k, not channel, self.format.group_size, self.format.bits)
 
     def weighted(self, p: mx.array, dense: bool) -> mx.array:
         """p (n_kv_heads, R, L) times the values: (n_kv_heads, R, v_head_dim)."""
         if self.format.bits is None or dense:
             return p @ self.values(p.dtype)
-        words, scales, biases = self.v
-        out = mx.quantized_matmul(
-            p,
-            words,
-            scales,
-            biases,
-            transpose=False,
-            group_size=self._v_group,
-            bits=self.format.bits,
-        )
+        out = _quantized(p, self.v, False, self._v_group, self.format.bits)
         return out[..., : self.v_dim] if out.shape[-1] != self.v_dim else out
 
     def keys(self, dtype: mx.Dtype, head_dim: int) -> mx.array:
@@ -325,6 +308,18 @@ def _windowed(layer: LayerKV, window: int | None) -> LayerKV:
     keep = -(-(window - 1) // block) * block
     excess = layer.num_tokens - keep
     return layer.cut(excess, layer.num_tokens) if excess > 0 else layer
+
+
+def _quantized(x: mx.array, parts: Parts, transpose: bool, group: int, bits: int) -> mx.array:
+    """x (m, …) times quantized matrices (m, …): the words are 32 bits wide."""
+
+    def product(at: slice) -> mx.array:
+        words, scales, biases = (part[at] for part in parts)
+        return mx.quantized_matmul(
+            x[at], words, scales, biases, transpose=transpose, group_size=group, bits=bits
+        )
+
+    return by_halves(product, len(parts[0]), parts[0].size * 32 // bits)
 
 
 def _own(view: mx.array) -> mx.array:
