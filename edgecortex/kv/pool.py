@@ -153,7 +153,12 @@ class BlockPool:
         self, context: Context, segment: KVSegment, id: str, at: int | None = None
     ) -> Attachment:
         """Lets a context see a foreign segment, from its own token number `at` on (None: from
-        the next one). Its own tokens and their positions stay as they are."""
+        the next one). Its own tokens and their positions stay as they are.
+
+        Raises:
+            ConfigError: layers of one window hold different numbers of tokens.
+        """
+        segment.check_lengths(self.windows)
         laid = Attachment(segment, context.num_own if at is None else at, id)
         self.attach(context, segment)
         context.segments.insert(context.num_attached, context.segments.pop())

@@ -12,6 +12,7 @@ from functools import cache
 import mlx.core as mx
 
 from edgecortex.cpu import by_halves
+from edgecortex.errors import ConfigError
 from edgecortex.kv.affine import pack, unpack
 from edgecortex.kv.format import KVFormat
 
@@ -264,6 +265,21 @@ class KVSegment:
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
+
+    def check_lengths(self, windows: Sequence[int | None]) -> None:
+        """A step works out once for all layers of a window what each token sees of a segment.
+
+        Raises:
+            ConfigError: layers of one window hold different numbers of tokens.
+        """
+        lengths: dict[int | None, set[int]] = {}
+        for layer, window in zip(self.layers, windows, strict=True):
+            lengths.setdefault(window, set()).add(layer.num_tokens)
+        if uneven := [sorted(found) for found in lengths.values() if len(found) > 1]:
+            raise ConfigError(
+                f"expected as many tokens in every layer of one window, got {uneven[0]}; "
+                "choose as many for each layer"
+            )
 
     def arrays(self) -> list[mx.array]:
         """Every array of the segment, for evaluation."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgecortex.config import EngineConfig
+from edgecortex.errors import ConfigError
 from edgecortex.kv.context import Context, Trace, marks_of
 from edgecortex.kv.segment import KVSegment, LayerKV
 from edgecortex.runner import ModelRunner
@@ -57,6 +58,21 @@ def test_seen_from_a_token_on(runner, foreign, at, cuts):
     assert np.abs(said(runner, blind, IDS[at:130]) - expected).max() > 1e-2
     for each in (truth, context, blind):
         runner.pool.close(each)
+
+
+def test_layers_of_unequal_length_are_refused(runner, foreign):
+    """Tokens before it would see a part of it."""
+    windows = runner.pool.windows
+    one = next(i for i, window in enumerate(windows) if windows.count(window) > 1)
+    layers = [x.cut(0, 20) if i == one else x for i, x in enumerate(foreign.layers)]
+    uneven = KVSegment(layers, foreign.start, foreign.num_tokens)
+    context = fed(runner, IDS[:10])
+    with pytest.raises(ConfigError, match="as many tokens in every layer"):
+        runner.pool.lay(context, uneven, "x")
+    assert not context.attached
+    assert not context.segments
+    runner.pool.close(context)
+    runner.pool.check()
 
 
 def test_lifted_without_trace(runner, foreign):
