@@ -327,7 +327,9 @@ def _windowed(layer: LayerKV, window: int | None) -> LayerKV:
 
 
 def _quantized(x: mx.array, parts: Parts, transpose: bool, group: int, bits: int) -> mx.array:
-    """x (m, …) times quantized matrices (m, …): the words are 32 bits wide."""
+    """x (m, …) or (1, m, …) times quantized matrices (m, …): the words are 32 bits wide."""
+    if x.ndim > parts[0].ndim:
+        return _quantized(x[0], parts, transpose, group, bits)[None]
 
     def product(at: slice) -> mx.array:
         words, scales, biases = (part[at] for part in parts)

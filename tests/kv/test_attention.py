@@ -1,7 +1,7 @@
 """Everything that attends, against a plain reference on the values as they are read back."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgecortex import cpu
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import FORMATS, KVFormat
 from edgecortex.kv.plan import StepPlan
@@ -19,6 +20,14 @@ from edgecortex.kv.segment import LayerKV, rotate
 # fp32 sums in another order: a few units in the sixth place of values of order 1, times the
 # quantized values' own spread.
 TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module", autouse=True, params=[cpu.WORTH_SHARING, 0], ids=["one", "two"])
+def streams(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Large products are shared by two CPU streams: here none is, then every one."""
+    before, cpu.WORTH_SHARING = cpu.WORTH_SHARING, request.param
+    yield
+    cpu.WORTH_SHARING = before
 
 
 @dataclass
