@@ -22,7 +22,7 @@ from edgecortex.kv.segment import LayerKV, rotate, row_dtype
 from edgecortex.models.adapter import LoadedModel
 
 Feed = Iterable[tuple[Context, Sequence[int]]]
-REST_S = 2.0  # between two times that memory is given back
+REST_S = 0.5  # between two times that memory is given back
 
 
 class ModelRunner:
