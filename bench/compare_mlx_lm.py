@@ -20,6 +20,7 @@ from mlx_lm.utils import dequantize_model, load
 
 from edgecortex.bench.compare_llama_cpp import peak_mb as resident_peak_mb
 from edgecortex.bench.side import serve
+from edgecortex.cpu import on_cpu
 from edgecortex.models.adapter import compute_dtype
 
 QUANTIZED = "4-bit"
@@ -28,8 +29,7 @@ GROUP_SIZE, BITS = 64, 4  # what its options are by default, and the bits asked 
 
 def peak_mb() -> float:
     """The most memory that this process had at once: on the device, where that is no CPU."""
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    return resident_peak_mb() if on_cpu else mx.get_peak_memory() / 1e6
+    return resident_peak_mb() if on_cpu() else mx.get_peak_memory() / 1e6
 
 
 class Side:

@@ -246,7 +246,7 @@ def _memory(num_bytes: int) -> tuple[float, float]:
 
     MLX's CPU build does either in one thread, so there numpy does it in as many as there are cores.
     """
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not cpu.on_cpu():
         x = mx.ones((num_bytes // 4,))
         mx.eval(x)
         read, copy = _best(lambda: mx.eval(x.max())), _best(lambda: mx.eval(-x))

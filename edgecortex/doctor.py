@@ -74,7 +74,9 @@ def device_name() -> str:
     """Such as `CPU (AMD EPYC)`."""
     import mlx.core as mx
 
-    kind = "CPU" if mx.default_device() == mx.Device(mx.cpu) else "GPU"
+    from edgecortex.cpu import on_cpu
+
+    kind = "CPU" if on_cpu() else "GPU"
     return f"{kind} ({mx.device_info().get('device_name', 'unknown')})"
 
 

@@ -9,7 +9,7 @@ from edgecortex.config import EngineConfig, SamplingParams
 from edgecortex.generation import Generation
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import FORMATS, KV4
-from edgecortex.yielding import SideShare
+from edgecortex.yielding import SideShare, blend
 
 if TYPE_CHECKING:
     from edgecortex.agent import Agent, AnswerHook
@@ -209,11 +209,7 @@ class Scheduler:
         shares = [n for _, n in batch]
         num_prefill = sum(n for n in shares if n > 1)
         if not num_prefill:
-            self._decode_s = _blend(self._decode_s, seconds)
+            self._decode_s = blend(self._decode_s, seconds, 0.3)
         elif self._decode_s and len(shares) > 1 and min(shares) == 1:
             extra = max(seconds - self._decode_s, 0.1 * seconds)
-            self._prefill_token_s = _blend(self._prefill_token_s, extra / num_prefill)
-
-
-def _blend(old: float | None, new: float) -> float:
-    return new if old is None else 0.7 * old + 0.3 * new
+            self._prefill_token_s = blend(self._prefill_token_s, extra / num_prefill, 0.3)

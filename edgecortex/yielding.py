@@ -35,7 +35,7 @@ class SideShare:
         if self._alone_s is not None:
             extra = seconds - self._alone_s
             if num_side:
-                self._token_s = _blend(self._token_s, max(extra / num_side, 1e-6), 0.2)
+                self._token_s = blend(self._token_s, max(extra / num_side, 1e-6), 0.2)
             if decoding and wanted:
                 self._save(self._rate * self._alone_s - extra)
             elif not decoding:
@@ -52,7 +52,7 @@ class SideShare:
         what they left to be put in order, and the others between theirs are slowed by them a
         little too: those count less where they are long."""
         longer = self._alone_s is not None and seconds > self._alone_s
-        self._alone_s = _blend(self._alone_s, seconds, 0.02 if wanted and longer else 0.2)
+        self._alone_s = blend(self._alone_s, seconds, 0.02 if wanted and longer else 0.2)
 
     def _save(self, seconds: float) -> None:
         """What is saved up is bounded: a burst would show as a gap."""
@@ -60,5 +60,6 @@ class SideShare:
         self._credit_s = min(self._credit_s + seconds, max(most, self._token_s or 0.0))
 
 
-def _blend(old: float | None, new: float, weight: float) -> float:
+def blend(old: float | None, new: float, weight: float) -> float:
+    """A running mean in which what is new has this weight."""
     return new if old is None else (1 - weight) * old + weight * new

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from edgecortex import blas
+from edgecortex.cpu import on_cpu
 from edgecortex.errors import ModelError
 from edgecortex.models import cpu
 
@@ -17,7 +18,7 @@ _ = blas.load()
 
 def compute_dtype() -> mx.Dtype | None:
     """The dtype weights are converted to at load: fp32 on a CPU, None (as stored) elsewhere."""
-    return mx.float32 if mx.default_device() == mx.Device(mx.cpu) else None
+    return mx.float32 if on_cpu() else None
 
 
 class Tokenizer:
