@@ -27,6 +27,9 @@ DEFAULT_ROLES = (
     "You look for gaps. In one or two sentences, say what a quick answer would leave out.",
 )
 
+Context = Annotated[Path | None, typer.Option(help="Text to put before the question; - is stdin.")]
+Mode = Annotated[str | None, typer.Option(help="How thoughts are injected, forward or graft.")]
+
 
 def council(
     question: Annotated[str | None, typer.Argument(help="What to answer.")] = None,
@@ -38,12 +41,8 @@ def council(
         typer.Option(help="A Stream thinks about the question in this role; may be repeated."),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A TOML file with all of this.")] = None,
-    context: Annotated[
-        Path | None, typer.Option(help="Text to put before the question; - is stdin.")
-    ] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="How thoughts are injected, forward or graft.")
-    ] = None,
+    context: Context = None,
+    mode: Mode = None,
     threshold: Annotated[
         float | None, typer.Option(help="Least score of a thought that is let in, -1 to 1.")
     ] = None,
@@ -76,23 +75,21 @@ def council(
     doubts, one looks for gaps. Options go before what a file says; tasks and
     roles are added to its streams. Only the answer goes to stdout.
     """
-    given: dict[str, Any] = {"question": question, "system": system, "threshold": threshold}
+    given = {"question": question, "system": system, "threshold": threshold}
     given |= {"mode": mode, "landmarks": landmarks}
     plan = _plan(file, task or [], role or [], given, no_gate)
     text = _with_context(plan.question, context)
     river = options.sampling_of(temp, top_p, max_tokens, seed)
-    stream = replace(river, max_tokens=stream_tokens)
     config = options.engine_config(kv_format, kv_budget, no_cache)
     with options.load_engine(model, config) as engine:
         agent = options.make_agent(engine, plan.system, river)
-        agent.think_with(_cortex_config(plan, stream))
+        agent.think_with(_cortex_config(plan, replace(river, max_tokens=stream_tokens)))
         watch = Watch(agent, _thoughts(plan))
         generation = _hold(agent, text, watch, wait, as_json)
         if as_json:
-            settings: dict[str, Any] = {"wait": wait, "context": str(context) if context else None}
+            settings = {"wait": wait, "context": context and str(context)} | asdict(river)
             settings |= {"stream_tokens": stream_tokens, "kv_format": engine.config.kv_format}
-            record = _record(model, plan, settings | asdict(river), watch, generation)
-            print(json.dumps(record, ensure_ascii=False))
+            print(_record(model, plan, settings, watch, generation))
 
 
 # What was asked for.
@@ -230,9 +227,10 @@ def _close(agent: "Agent", planned: "Sequence[Thought]") -> None:
 
 def _record(
     model: str, plan: Council, settings: dict[str, Any], watch: Watch, generation: "Generation"
-) -> dict[str, Any]:
+) -> str:
+    """The whole council as JSON."""
     stats, own = generation.stats, ("mode", "threshold", "landmarks", "system")
-    return {
+    record = {
         "question": plan.question,
         "answer": watch.answer,
         "model": model,
@@ -246,3 +244,4 @@ def _record(
             "finish_reason": stats.finish_reason,
         },
     }
+    return json.dumps(record, ensure_ascii=False)

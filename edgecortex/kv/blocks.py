@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from edgecortex.kv import runs
 from edgecortex.kv.context import Attachment, Context, Mark
 from edgecortex.kv.memory import unwritten
 from edgecortex.kv.pool import BlockPool
@@ -181,7 +182,7 @@ class Loading:
         self._sinks: dict[str, np.ndarray] = {}
         self._tail: dict[str, np.ndarray] = {}
         pool, block = codec.pool, codec.format.block
-        self._sizes = pool.run_sizes(num_blocks * block)
+        self._sizes = runs.sizes(num_blocks * block, block, pool.slides)
         self._arrays = [unwritten(self._shapes(size)) for size in self._sizes]
         self._views = [
             {name: np.array(x, copy=False) for name, x in arrays.items()} for arrays in self._arrays

@@ -3,18 +3,17 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 
 import mlx.core as mx
 
 from edgecortex.errors import BudgetError
+from edgecortex.kv import runs
 from edgecortex.kv.batch import BatchQuantizedKVCache
 from edgecortex.kv.context import Attachment, Context
 from edgecortex.kv.format import KVFormat
 from edgecortex.kv.plan import DecodeView, SpanView, StepPlan
 from edgecortex.kv.segment import KVSegment
-
-MERGE_LIMIT = 8192  # tokens; a longer run would be copied too often for the call it saves
-LONG_RUN = 512  # tokens; from here on a run is worth a call of its own
 
 
 class BlockPool:
@@ -96,11 +95,8 @@ class BlockPool:
         if slab:
             _agree("slab bytes", len(self._by_slot) * self.row_nbytes, slab)
             _agree("used bytes", self.used_bytes, slab + held)
-        _agree(
-            "free + used + reserved",
-            self.free_bytes + self.used_bytes + sum(self._reserved.values()),
-            self.max_bytes,
-        )
+        total = self.free_bytes + self.used_bytes + sum(self._reserved.values())
+        _agree("free + used + reserved", total, self.max_bytes)
 
     def contexts(self) -> list[Context]:
         """Every open context, in slot order."""
@@ -282,8 +278,8 @@ class BlockPool:
             sealed = [cache.sealed.pop(context, None) for cache in self.caches]
             start = context.base + self.format.num_sinks + self.format.num_sealed(context.num_own)
             context.token_ids.extend(share.token_ids)
-            if runs := [layer for layer in sealed if layer is not None]:
-                self._append(context, KVSegment(runs, start, runs[0].num_tokens))
+            if layers := [layer for layer in sealed if layer is not None]:
+                self._append(context, KVSegment(layers, start, layers[0].num_tokens))
             elif self.format.row_length(context.num_own) == self.format.num_sinks and (
                 context.num_own > self.format.num_sinks
             ):
@@ -291,8 +287,8 @@ class BlockPool:
         if full:
             slots = mx.array([context.slot for context, _ in full])
             by_layer = [cache.seal_rows(slots) for cache in self.caches]
-            for (context, start), layers in zip(full, zip(*by_layer, strict=True), strict=True):
-                self._append(context, KVSegment(layers, start, self.format.block))
+            for (context, start), own in zip(full, zip(*by_layer, strict=True), strict=True):
+                self._append(context, KVSegment(own, start, self.format.block))
 
     def arrays(self) -> list[mx.array]:
         """The slabs, and the segments made since the last call, for evaluation."""
@@ -303,51 +299,26 @@ class BlockPool:
         return slabs + [array for segment in fresh for array in segment.arrays()]
 
     def _append(self, context: Context, segment: KVSegment) -> None:
-        """Attaches a sealed segment, rearranging the newest ones that are the context's alone.
-
-        They become a long run and pieces of 256, 128 and 64 tokens, so that few calls serve a
-        context and pieces of many contexts have equal lengths. Where layers slide a window, all
-        of it becomes one run.
-        """
+        """Attaches a sealed segment, rearranging the newest ones that are the context's alone."""
         before = self.used_bytes
-        long = None
-        while context.own_segments and (last := context.own_segments[-1]).refs == 1:
-            if last.num_tokens + segment.num_tokens > MERGE_LIMIT:
-                break
-            if not self.slides and last.num_tokens >= LONG_RUN:
-                if segment.num_tokens < LONG_RUN:
-                    break
-                long = last
+        alone = list(takewhile(lambda last: last.refs == 1, reversed(context.own_segments)))
+        lengths = [last.num_tokens for last in alone]
+        for last in alone[: runs.num_joined(lengths, segment.num_tokens, self.slides)]:
             context.segments.pop()
             self._drop(last)
             segment = last.joined(segment, self.windows)
-            if long:
-                break
-        pieces = self._pieces(segment)
-        self._fresh += pieces
+        self._fresh += (pieces := self._pieces(segment))
         for piece in pieces:
             self.attach(context, piece)
         if context in self._reserved:
             grown = self.used_bytes - before
             self._reserved[context] = max(0, self._reserved[context] - grown)
 
-    def run_sizes(self, num_tokens: int) -> list[int]:
-        """How a context holds that many sealed tokens: long runs, then powers of two."""
-        if self.slides:
-            return [num_tokens] if num_tokens else []
-        long = num_tokens // LONG_RUN * LONG_RUN
-        sizes = [min(MERGE_LIMIT, long - i) for i in range(0, long, MERGE_LIMIT)]
-        rest, size = num_tokens - long, LONG_RUN // 2
-        while rest:
-            sizes += [size] if rest >= size else []
-            rest, size = rest - (size if rest >= size else 0), max(size // 2, self.format.block)
-        return sizes
-
     def _pieces(self, segment: KVSegment) -> list[KVSegment]:
-        """A segment as `run_sizes` has it; less what a sliding window has left behind."""
+        """A segment in runs; less what a sliding window has left behind."""
         if self.slides:
             return [segment.windowed(self.windows)]
-        return segment.split(self.run_sizes(segment.num_tokens))
+        return segment.split(runs.sizes(segment.num_tokens, self.format.block, self.slides))
 
     def _drop(self, segment: KVSegment) -> None:
         segment.refs -= 1

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from edgecortex.store.sessions import Sessions
 
 NUM_READERS, MANY = 2, 48  # for fewer files than this threads take longer to start than to read
 _NOT_THE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that will pass
+_MISNAMED = "it holds other tokens than its name says"
 Progress = Callable[[int, int], None]
 
 
@@ -113,9 +115,7 @@ class PersistentKVCache:
         """
         wanted = chain.blocks(token_ids)
         known = self.index.known([entry.id for entry in wanted])
-        num_blocks = 0
-        while num_blocks < len(wanted) and (wanted[num_blocks].id, "block") in known:
-            num_blocks += 1
+        num_blocks = sum(1 for _ in takewhile(lambda e: (e.id, "block") in known, wanted))
         while not all((e.id, "window") in known for e in _newest(wanted, num_blocks, num_windows)):
             num_blocks -= 1
         blocks = wanted[:num_blocks]
@@ -147,7 +147,7 @@ class PersistentKVCache:
             with self._quarantining(entries[i]):
                 found, arrays = decode(files.read_into_buffer(self.path_of(entries[i])))
                 if found != entries[i]:
-                    raise DamagedError("it holds other tokens than its name says")
+                    raise DamagedError(_MISNAMED)
                 take(i, arrays)
 
         spread = self._readers.map if len(entries) >= MANY else map
@@ -201,14 +201,9 @@ class PersistentKVCache:
         """Counts and sizes."""
         with self._reporting("use"):
             num_quarantined = len(os.listdir(self.quarantine))
-        return Stats(
-            str(self.folder),
-            self.index.nbytes(),
-            self.max_bytes,
-            self.index.num_pinned(),
-            num_quarantined,
-            self.index.totals(),
-        )
+        nbytes, num_pinned = self.index.nbytes(), self.index.num_pinned()
+        totals = self.index.totals()
+        return Stats(str(self.folder), nbytes, self.max_bytes, num_pinned, num_quarantined, totals)
 
     def verify(self, progress: Progress = lambda done, total: None) -> Checked:
         """Reads every file and puts the damaged ones into quarantine."""
@@ -340,14 +335,13 @@ class PersistentKVCache:
         )
 
     def _checked(self, path: Path) -> tuple[Entry, int]:
-        data = files.read_into_buffer(path)
-        entry, _ = decode(data)
+        entry, _ = decode(data := files.read_into_buffer(path))
         if entry.file_name != path.name:
-            raise DamagedError("it holds other tokens than its name says")
+            raise DamagedError(_MISNAMED)
         return entry, len(data)
 
     @contextlib.contextmanager
-    def _quarantining(self, entry: Entry):  # type: ignore[no-untyped-def]
+    def _quarantining(self, entry: Entry) -> Iterator[None]:
         try:
             yield
         except (DamagedError, OSError, ValueError, KeyError) as error:
@@ -395,8 +389,7 @@ class PersistentKVCache:
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many leading tokens two runs share."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _newest(blocks: Sequence[Entry], num_blocks: int, count: int) -> Sequence[Entry]:
