@@ -23,6 +23,7 @@ from edgecortex.models.adapter import LoadedModel
 
 Feed = Iterable[tuple[Context, Sequence[int]]]
 REST_S = 0.5  # between two times that memory is given back
+MANY_ROWS = 64  # in one step: so many logits are worth giving back
 
 
 class ModelRunner:
@@ -31,7 +32,7 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
         self.model = model
         self.model_s = 0.0  # spent in forward passes so far
-        self._reads, self._rests_until = False, 0.0
+        self._took, self._rests_until = False, 0.0
         format = FORMATS.get(config.kv_format, KV4)
         self.shapes = _probe(model)
         budget = config.kv_budget_bytes or _default_budget()
@@ -67,11 +68,12 @@ class ModelRunner:
         return [share.context for share in plan.shares], logits
 
     def _give_back(self, plan: StepPlan) -> None:
-        """Once no prompt is read any more, gives back what reading took beside KV."""
-        self._reads |= bool(plan.spans)
-        if self._reads and not plan.spans and time.perf_counter() > self._rests_until:
+        """Once no prompt is read any more, gives back what reading, and steps of many rows, took
+        beside KV."""
+        self._took |= bool(plan.spans) or plan.tokens.shape[0] >= MANY_ROWS
+        if self._took and not plan.spans and time.perf_counter() > self._rests_until:
             give_back()
-            self._reads, self._rests_until = False, time.perf_counter() + REST_S
+            self._took, self._rests_until = False, time.perf_counter() + REST_S
 
     def hidden_of(self, token_ids: Sequence[int]) -> np.ndarray:
         """The last layer's hidden states of these tokens by themselves, (L, hidden_size).

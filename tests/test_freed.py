@@ -58,3 +58,14 @@ def test_a_runner_rests_between_giving_back(monkeypatch: pytest.MonkeyPatch) -> 
     made._rests_until = 0.0  # an hour later
     made.run([(context, [5])])
     assert given == ["back", "back"]
+
+
+def test_a_runner_gives_back_after_steps_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(runner, "give_back", lambda: given.append("back"))
+    made = ModelRunner(tiny.make("llama"), EngineConfig(kv_format="kv4"))
+    contexts = [made.pool.open() for _ in range(runner.MANY_ROWS)]
+    made.run([(context, [5]) for context in contexts[1:]])
+    assert given == []
+    made.run([(context, [5]) for context in contexts])
+    assert given == ["back"]
