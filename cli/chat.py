@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from edgecortex.cli import kept, lines, options, transcript
 from edgecortex.cli.thoughts import MAX_TOKENS, Listener, News, asked_of, line_of, verdict_of
-from edgecortex.errors import ConfigError, EdgeCortexError, StateError
+from edgecortex.errors import ConfigError, EdgeCortexError, StateError, StoreError
 from edgecortex.kv.format import AUTO, FORMATS
 
 if TYPE_CHECKING:
@@ -104,14 +104,15 @@ def chat(
             taught = council and system is None and engine.model.tokenizer.has_chat_template
             agent = options.make_agent(engine, COUNCIL_SYSTEM if taught else system, sampling)
             talk = Chat(engine, agent, session, council=council)
-            talk.welcome(model)
-            if saved:
-                talk.resume(saved, sampling)
-            elif taught:
-                talk.teach()
-            interactive = lines.is_interactive()
-            _converse(talk, interactive)
-            talk.finish(wait=not interactive)
+            with talk.held:
+                talk.welcome(model)
+                if saved:
+                    talk.resume(saved, sampling)
+                elif taught:
+                    talk.teach()
+                interactive = lines.is_interactive()
+                _converse(talk, interactive)
+                talk.finish(wait=not interactive)
 
 
 def _converse(talk: "Chat", interactive: bool) -> None:
@@ -128,12 +129,14 @@ def _converse(talk: "Chat", interactive: bool) -> None:
 
 
 class Chat:
-    """Answers lines and obeys commands. Answers go to stdout, notes to stderr."""
+    """Answers lines and obeys commands. Answers go to stdout, notes to stderr. A session that
+    `/session` begins is locked until `held` is closed."""
 
     def __init__(
         self, engine: "Engine", agent: "Agent", session: str | None = None, council: bool = False
     ) -> None:
         self.engine, self.agent, self.session = engine, agent, session
+        self.held = ExitStack()
         self._council, self._taught = council, False
         self._problem = engine.store_problem
         self._saving: Future[int] | None = None
@@ -242,6 +245,7 @@ class Chat:
         self.tell_news()
 
     def _answer(self, text: str) -> None:
+        self._wait_until_kept()
         listener = Listener(self._river()) if self._council else None
         generation = self.agent.chat(text)
         self._unsaved = True
@@ -262,6 +266,16 @@ class Chat:
         if not self.session and problem and problem is not self._problem:
             self._problem = problem
             self.note(f"nothing is kept on disk: {problem}")
+
+    def _wait_until_kept(self) -> None:
+        """Waits until all that was said is durable; if it cannot be, says so and tries again
+        with the next answer."""
+        try:
+            if self._saving:
+                self._saving.result()
+        except StoreError as error:
+            self._saving, self._unsaved = None, True
+            self.note(f"session {self.session} is not saved: {error}")
 
     def _help(self, _: str) -> None:
         for name, (_command, meaning) in self._commands.items():
@@ -325,10 +339,18 @@ class Chat:
         self.note(f"saved to {transcript.save(self.agent.messages, name)}")
 
     def _keep(self, name: str) -> None:
-        if name:
-            self.engine.store.sessions.check_free(name)
-            self.session, self._saving = name, self.agent.save(name)
+        if name and name != self.session:
+            self._begin(name)
         self.note(f"kept as session {self.session}" if self.session else "kept as no session")
+
+    def _begin(self, name: str) -> None:
+        sessions = self.engine.store.sessions
+        sessions.check_free(name)
+        with ExitStack() as held:
+            held.enter_context(sessions.locked(name))
+            sessions.check_free(name)  # another process may have begun it meanwhile
+            self.session, self._saving = name, self.agent.save(name)
+            self.held.enter_context(held.pop_all())
 
     def _quit(self, _: str) -> None:
         raise EOFError

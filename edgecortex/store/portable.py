@@ -55,7 +55,8 @@ def export(store: PersistentKVCache, name: str, path: Path) -> Moved:
     except FileExistsError as error:
         raise StoreError(f"{path} exists and is left alone; choose another name") from error
     except OSError as error:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {error.strerror}") from error
     return Moved(session, len(entries), len(entries) - len(tensors), len(data))
 
@@ -78,14 +79,33 @@ def import_file(store: PersistentKVCache, path: Path, name: str | None = None) -
     """
     try:
         with safetensors.safe_open(str(path), framework="np") as file:
-            metadata = file.metadata() or {}
-            session = Session.from_json(metadata.get("manifest", "").encode())
+            session = _manifest(path, file)
             session = replace(session, name=store.sessions.check_free(name or session.name))
-            wanted = {entry.file_name: entry for entry in session.entries()}
-            whole = list(_whole(file, wanted))
-            nbytes = store.put((entry, partial(_arrays, file, entry)) for entry in whole)
+            with store.sessions.locked(session.name):
+                return _take(store, file, session)
     except (OSError, safetensors.SafetensorError) as error:
         raise StoreError(f"{path} is not an exported session: {error}") from error
+
+
+def _manifest(path: Path, file: Any) -> Session:
+    text = (file.metadata() or {}).get("manifest")
+    if text is None:
+        raise StoreError(
+            f"{path} is not an exported session: expected a file of `edgecortex session export`, "
+            "got one without a manifest"
+        )
+    try:
+        return Session.from_json(text.encode())
+    except StoreError as error:
+        raise StoreError(f"the manifest in {path} cannot be used: {error}") from error
+
+
+def _take(store: PersistentKVCache, file: Any, session: Session) -> Moved:
+    """Stores a session and what is whole of it, while its name is locked."""
+    store.sessions.check_free(session.name)
+    wanted = {entry.file_name: entry for entry in session.entries()}
+    whole = list(_whole(file, wanted))
+    nbytes = store.put((entry, partial(_arrays, file, entry)) for entry in whole)
     store.sessions.write(session)
     return Moved(session, len(wanted), len(wanted) - len(whole), nbytes)
 

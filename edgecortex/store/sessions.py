@@ -195,18 +195,13 @@ class Sessions:
         Raises:
             StoreError: it cannot be written, or its name differs from another's by case alone.
         """
-        other = next((n for n in self.names() if n.lower() == session.name.lower()), session.name)
-        if other != session.name:
+        other = self._like(session.name)
+        if other not in (None, session.name):
             raise StoreError(f"there is a session {other!r}; choose a name that differs in more")
         keys = [(entry.id, entry.kind) for entry in session.entries()]
         self.index.pin(session.name, keys)
-        try:
+        with self._reporting("write", session.name):
             files.replace_durably(self._path(session.name), session.to_json(), self._temporary)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write session {session.name!r}: {error.strerror}; make room or give "
-                f"{self.folder} permissions"
-            ) from error
         self.index.pin(session.name, keys, only=True)
 
     def copy(self, name: str, new: str) -> Session:
@@ -224,20 +219,25 @@ class Sessions:
         Raises:
             StoreError: the name is taken, or no name.
         """
-        if check_name(name).lower() in (n.lower() for n in self.names()):
-            raise StoreError(f"there is a session {name!r} already; choose another name")
+        if other := self._like(check_name(name)):
+            raise StoreError(f"there is a session {other!r} already; choose another name")
         return name
+
+    def _like(self, name: str) -> str | None:
+        """The session of this name, however its letters are written."""
+        return next((n for n in self.names() if n.lower() == name.lower()), None)
 
     def remove(self, name: str) -> None:
         """Forgets a session; its blocks stay until room is needed.
 
         Raises:
-            StoreError: no such session.
+            StoreError: no such session, or it cannot be removed.
         """
         if name not in self.names():
             self.load(name)
-        self._path(name).unlink(missing_ok=True)
-        files.sync_folder(self.folder)
+        with self._reporting("remove", name):
+            self._path(name).unlink(missing_ok=True)
+            files.sync_folder(self.folder)
         self.index.pin(name, [], only=True)
 
     @contextlib.contextmanager
@@ -245,12 +245,14 @@ class Sessions:
         """Keeps other processes from these sessions while the block runs.
 
         Raises:
-            StoreError: one of them has it.
+            StoreError: one of them has it, or there is no locking it.
         """
         with contextlib.ExitStack() as stack:
             for name in names:
                 path = self._locks / f"{check_name(name).lower()}.lock"
-                if not stack.enter_context(files.locked(path)):
+                with self._reporting("lock", name):
+                    is_free = stack.enter_context(files.locked(path))
+                if not is_free:
                     raise StoreError(f"session {name!r} is in use by another process; end it first")
             yield
 
@@ -266,6 +268,16 @@ class Sessions:
             with contextlib.suppress(StoreError):  # a damaged one holds nothing
                 session = self.load(name)
                 self.index.pin(name, [(e.id, e.kind) for e in session.entries()])
+
+    @contextlib.contextmanager
+    def _reporting(self, action: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"cannot {action} session {name!r}: {error.strerror}; make room or give "
+                f"{self.folder.parent} permissions"
+            ) from error
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"

@@ -4,12 +4,14 @@ import json
 import signal
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from edgecortex import Engine, EngineConfig, Generation
 from edgecortex.cli.chat import Chat, _interrupt_cancels
+from edgecortex.errors import StoreError
 from tests.cli.conftest import Cli
 from tests.cli.terminal import CTRL_C, CTRL_D, ENTER, READY, UP, Terminal, pasted
 
@@ -102,6 +104,42 @@ def test_an_answer_that_meets_the_limit_says_so(
 ) -> None:
     talk.take("Write a long story about a dog.")
     assert capsys.readouterr().err == "(stopped: the context is full)\n"
+
+
+def test_a_session_that_a_chat_begins_is_locked(talk: Chat, small_engine: Engine) -> None:
+    sessions = small_engine.store.sessions
+    talk.take("Say hello.")
+    talk.take("/session begun")
+    talk.take("/session begun")  # once more is harmless
+    with pytest.raises(StoreError, match="in use by another"), sessions.locked("begun"):
+        pass
+    talk.finish(wait=True)
+    with pytest.raises(StoreError, match="there is a session 'begun'"):
+        talk.take("/session BEGUN")
+    talk.held.close()
+    with sessions.locked("begun"):
+        assert sessions.load("begun").messages == talk.agent.messages
+
+
+def test_what_cannot_be_kept_is_said_and_kept_later(
+    talk: Chat, small_engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    sessions = small_engine.store.sessions
+    with pytest.MonkeyPatch.context() as patch, talk.held:
+        patch.setattr(sessions, "write", full)
+        talk.take("/session later")
+        talk.take("Say hello.")
+        assert "session later is not saved: the disk is full" in capsys.readouterr().err
+        patch.undo()
+        with suppress(StoreError):
+            talk.finish(wait=True)
+        talk.take("What is the capital of Japan?")
+        talk.finish(wait=True)
+    assert capsys.readouterr().err.endswith("session later is saved\n")
+    assert len(sessions.load("later").messages) == len(talk.agent.messages)
 
 
 def test_ctrl_c_twice_is_as_good_as_once() -> None:

@@ -285,3 +285,38 @@ def test_a_file_cannot_name_what_it_brings(store: PersistentKVCache, tmp_path: P
     safetensors.numpy.save_file(tensors, tmp_path / "file", {"manifest": made.to_json().decode()})
     assert portable.import_file(store, tmp_path / "file").num_missing == 5
     assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_file_without_a_manifest_says_so(store: PersistentKVCache, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file({"x": np.ones(4)}, file)
+    with pytest.raises(StoreError, match=r"weights\.safetensors is not an exported .* manifest"):
+        portable.import_file(store, file)
+
+
+def test_a_name_in_use_is_not_imported(store: PersistentKVCache, tmp_path: Path) -> None:
+    kept(store, session())
+    portable.export(store, "bob", tmp_path / "file")
+    with (
+        store.sessions.locked("carol"),
+        pytest.raises(StoreError, match="'carol' is in use by another process"),
+    ):
+        portable.import_file(store, tmp_path / "file", "carol")
+    assert store.sessions.names() == ["bob"]
+
+
+@pytest.mark.parametrize("path", ["file/x", "x" * 300])
+def test_an_export_that_cannot_be_written(
+    store: PersistentKVCache, tmp_path: Path, path: str
+) -> None:
+    kept(store, session())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StoreError, match="cannot write"):
+        portable.export(store, "bob", tmp_path / path)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_lock_that_cannot_be_made(store: PersistentKVCache) -> None:
+    (store.folder / "locks").rmdir()
+    with pytest.raises(StoreError, match="cannot lock session 'bob'"), store.sessions.locked("bob"):
+        pass
