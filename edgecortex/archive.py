@@ -86,8 +86,8 @@ class Archive:
         self, snapshot: Snapshot, tail: bool
     ) -> Iterator[tuple[Entry, Callable[[], Arrays]]]:
         chain = replace(self.chain, marks=snapshot.marks)
-        for laid in snapshot.attached:
-            yield thought(laid.id, chain.root), partial(self.codec.thought, laid.segment)
+        for id, arrays in snapshot.attached.items():
+            yield thought(id, chain.root), partial(dict, arrays)
         blocks = chain.blocks(snapshot.token_ids)
         for i, block in enumerate(blocks):
             yield block, partial(self._paced, partial(snapshot.block, i))
@@ -106,9 +106,8 @@ class Archive:
         return make()
 
     def _start(self, job: Callable[[], int | None], nbytes: int) -> "Future[int]":
-        while sum(self._pending.values()) > MAX_PENDING_BYTES:
-            self.wait([next(iter(self._pending))])
-            self._pending = {f: n for f, n in self._pending.items() if not f.done()}
+        while sum((pending := self._pending.copy()).values()) > MAX_PENDING_BYTES:
+            self.wait([next(iter(pending))])  # the writer removes it from those pending
         future: Future[int] = self._writer.submit(lambda: job() or 0)
         self._pending[future] = nbytes
         future.add_done_callback(self._done)

@@ -145,6 +145,8 @@ class EngineCore:
         tokens = sample(logits, choices)
         self.sample_s += time.perf_counter() - start
         for request, token in zip(done, tokens, strict=True):
+            if request.generation.stats.finish_reason:
+                continue  # it ended with another's
             if reason := self._take(request, token):
                 self._finish(request, reason)
 

@@ -104,7 +104,8 @@ class Engine:
             self._closed = True
         while not self._inbox.empty():
             if call := self._inbox.get():
-                call()
+                with contextlib.suppress(Exception):  # after a failure anything may fail
+                    call()
         self.core.cancel_all(end)
         self.core.close()
 
@@ -225,11 +226,14 @@ class Engine:
         """A copy of an agent that shares its sealed KV."""
         conversation = parent.conversation.copy()
         child = Agent(self, _named(name), conversation, parent.sampling, parent.priority)
-        self.call(lambda: self.core.contexts.fork(parent, child))
+        self.call(lambda: self._fork(parent, child))
+        return child
+
+    def _fork(self, parent: Agent, child: Agent) -> None:
+        self.core.contexts.fork(parent, child)
         if parent.cortex:
             thoughts = [replace(thought) for thought in parent.cortex.accepted]
             child.think_with(parent.cortex.config).thoughts += thoughts
-        return child
 
     def save(self, agent: Agent, name: str) -> "Future[int]":
         """Starts to keep an agent as a session."""

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from edgecortex.kv import runs
-from edgecortex.kv.context import Attachment, Context, Mark
+from edgecortex.kv.context import Context, Mark
 from edgecortex.kv.memory import unwritten
 from edgecortex.kv.pool import BlockPool
 from edgecortex.kv.segment import KVSegment, LayerKV, Member, row_dtype
@@ -73,7 +73,7 @@ class BlockCodec:
             for group in self.groups
             for kind in "kv"
         }
-        attached = tuple(context.attached)
+        attached = {laid.id: self.thought(laid.segment) for laid in context.attached}
         return Snapshot(self, list(context.token_ids), segments, rows, context.marks, attached)
 
     def _row(self, layer: int, kind: str, slot: int) -> np.ndarray:
@@ -111,14 +111,15 @@ class BlockCodec:
 @dataclass(frozen=True)
 class Snapshot:
     """What a context held at one moment. Block `i` holds the sealed tokens from 64 × `i` on
-    (for a block of 64); the first one has the sinks too."""
+    (for a block of 64); the first one has the sinks too. `attached` has the arrays of foreign
+    segments by their ids."""
 
     codec: BlockCodec
     token_ids: list[int]
     segments: "list[_Views]"
     rows: dict[str, np.ndarray]
     marks: tuple[Mark, ...]
-    attached: tuple[Attachment, ...]
+    attached: Mapping[str, Arrays]
 
     @property
     def num_blocks(self) -> int:
