@@ -65,19 +65,20 @@ def save(
 ) -> None:
     """Make a session of a transcript: the model reads it, and its KV is kept."""
     system, turns = transcript.read(file)
-    config = options.engine_config(kv_format, kv_budget)
+    config, console = options.engine_config(kv_format, kv_budget), Console(stderr=True)
     with kept.opened(name) as there:
         if there:
             raise StoreError(f"there is a session {name!r} already; choose another name")
         with options.load_engine(model, config) as engine:
             agent = options.make_agent(engine, system or "", SamplingParams())
-            for question, reply in turns:
-                agent.tell(question, reply)
-            with Console(stderr=True).status("reading"):
+            dropped = sum(agent.tell(question, reply) for question, reply in turns)
+            with console.status("reading"):
                 agent.read()
             nbytes = agent.save(name).result()
             tokens = agent.num_tokens
-    Console(stderr=True).print(f"session {name}: {tokens:,} tokens, {nbytes / 1e6:.1f} MB written")
+    if dropped:
+        console.print(f"the context is full: the oldest {dropped} messages were dropped")
+    console.print(f"session {name}: {tokens:,} tokens, {nbytes / 1e6:.1f} MB written")
 
 
 @app.command()
@@ -179,7 +180,7 @@ def verify(
     name: Annotated[str | None, typer.Argument(help="One session; all without a name.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every block of a session; exit status 1 if any tokens would be read again."""
+    """Check every block of a session; exit status 1 if anything stored is not whole."""
     with kept.store() as store, progress_bar() as progress:
         names = [name] if name else store.sessions.names()
         rows: list[dict[str, Any]] = []

@@ -101,9 +101,11 @@ class Agent:
             raise
         return generation
 
-    def tell(self, text: str, reply: str) -> None:
+    def tell(self, text: str, reply: str) -> int:
         """Adds a turn whose answer is given: nothing is generated, and its KV is computed with
         the next question, or by `read`.
+
+        Returns: how many of the oldest messages were dropped, as the context was full.
 
         Raises:
             PromptError: `text` or `reply` is empty, or both are longer than the context.
@@ -111,7 +113,7 @@ class Agent:
             ClosedError: the agent is closed.
         """
         self._check_idle("tell")
-        self.conversation.tell(text, reply, self.engine.context_length)
+        return self.conversation.tell(text, reply, self.engine.context_length)
 
     def think_with(self, config: "CortexConfig | None" = None) -> "Cortex":
         """Lets Streams think for this agent, which is their River, and injects what they find.

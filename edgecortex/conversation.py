@@ -86,8 +86,8 @@ class Conversation:
         self.messages, self.token_ids, self.rendered = messages, ids, rendered
         return ids, num_dropped
 
-    def tell(self, text: str, reply: str, max_context: int) -> None:
-        """Adds a user's turn and an answer to it that is given.
+    def tell(self, text: str, reply: str, max_context: int) -> int:
+        """Adds a user's turn and an answer to it that is given: how many messages were dropped.
 
         Raises:
             PromptError: either is empty, or they are too long; nothing is changed then.
@@ -95,8 +95,14 @@ class Conversation:
         if not reply.strip():
             raise PromptError("the reply is empty: expected some text, got none")
         ids = self.tokenizer.encode(reply, first=False)
-        self.ask(text, max_context, reserve=len(ids))
+        if len(ids) >= max_context:
+            raise PromptError(
+                f"the reply is too long: expected less than the context of {max_context} tokens, "
+                f"got {len(ids)}; shorten it"
+            )
+        _, num_dropped = self.ask(text, max_context, reserve=len(ids))
         self.answered(reply, ids)
+        return num_dropped
 
     def withdraw(self) -> None:
         """Undoes the last `ask`, which got no answer."""
@@ -132,6 +138,6 @@ class Conversation:
                 raise PromptError(
                     f"the prompt is too long: expected at most {room} tokens "
                     f"({max_context} of context less {reserve} for the answer), got {len(ids)}; "
-                    "shorten it, or lower --max-tokens"
+                    "shorten it, or allow its answer fewer tokens"
                 )
             turns = turns[2:] if len(turns) > 2 else turns[-1:]

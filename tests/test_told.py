@@ -49,6 +49,18 @@ def test_what_cannot_be_told_changes_nothing(engine: Engine) -> None:
         assert (agent.messages, agent.num_tokens) == ([], 0)
 
 
+def test_old_turns_make_room_and_are_counted(engine: Engine) -> None:
+    agent = engine.agent()
+    dropped = [agent.tell(JAPAN, "The capital is Tokyo. " * 8) for _ in range(8)]
+    assert dropped[0] == 0
+    assert sum(dropped) == 16 - len(agent.messages) > 0
+
+
+def test_a_reply_longer_than_the_context_says_so(engine: Engine) -> None:
+    with pytest.raises(PromptError, match=r"the reply is too long: expected less than .* 256"):
+        engine.agent().tell(JAPAN, "long " * 300)
+
+
 def test_no_saving_while_an_answer_is_made_nor_without_a_store(engine: Engine) -> None:
     agent = engine.agent(sampling=SamplingParams(max_tokens=50))
     answer = agent.chat(JAPAN)
