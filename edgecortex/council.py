@@ -13,21 +13,14 @@
 and `mode` in a stream.
 """
 
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgecortex.errors import ConfigError
+from edgecortex.tables import TEXT, checked, read
 from edgecortex.warp.router import KINDS
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-TEXT: tuple[type, ...] = (str,)
 TOP = {
     "question": TEXT,
     "system": TEXT,
@@ -103,7 +96,7 @@ def load(path: Path) -> Council:
         ConfigError: it cannot be read, or is wrong; the message says where.
     """
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = read(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{path} is no council: expected a TOML file, got: {reason}") from error
@@ -114,7 +107,7 @@ def load(path: Path) -> Council:
 
 
 def _council(values: dict[str, Any]) -> Council:
-    rest = dict(_checked(values, "the council", TOP))
+    rest = dict(checked(values, "the council", TOP))
     if not rest.get("question", "?").strip():
         raise ConfigError("expected text in `question`, got none")
     seats = [_seat(seat, number) for number, seat in enumerate(rest.pop("stream", []), 1)]
@@ -123,27 +116,11 @@ def _council(values: dict[str, Any]) -> Council:
 
 def _seat(values: Any, number: int) -> Seat:
     where = f"stream {number}"
-    _checked(values, where, STREAM)
+    checked(values, where, STREAM)
     try:
         return Seat(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _checked(values: Any, where: str, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
-    """
-    Raises:
-        ConfigError: no table, an unknown key, or a value of another type.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected a table, got {values!r:.60}")
-    for key, value in values.items():
-        if key not in types:
-            raise ConfigError(f"{where}: unknown key {key!r}, expected some of {', '.join(types)}")
-        if type(value) not in types[key]:
-            expected = " or ".join(kind.__name__ for kind in types[key])
-            raise ConfigError(f"{where}: {key} must be {expected}, got {value!r:.60}")
-    return values
 
 
 def _check_mode(mode: str) -> None:

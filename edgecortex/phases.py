@@ -170,6 +170,9 @@ class _Asked:
 
 
 def _take(cast: _Cast, phase: Phase) -> Iterator[Answer]:
-    """A phase's turns; those taken together are all asked before any is waited for."""
+    """A phase's turns; those taken together are all asked before any is waited for, and forks of
+    one another are made before any is asked."""
+    for turn in phase.turns if phase.together else ():
+        cast.agent(turn.agent)
     asked = (_Asked(cast, phase, turn) for turn in phase.turns)
     yield from (each.answer() for each in (list(asked) if phase.together else asked))

@@ -30,21 +30,22 @@ asked anything: a file beside the workflow's, or `python:TOPIC` of Python's lang
 """
 
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgecortex.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from edgecortex.paths import expanded
+from edgecortex.tables import TEXT, checked, read
 
 BUILT_IN = Path(__file__).parent / "workflows"
 MAX_TOKENS = 32
+PLACE = re.compile(r"\{([\w-]+)\}")  # of an agent's newest answer
+TOP = {"name": TEXT, "description": TEXT, "agents": (dict,), "phases": (list,)}
+ROLE = {"system": TEXT, "document": TEXT, "from": TEXT, "topics": (list,)}
+PHASE = {"name": TEXT, "together": (bool,), "turns": (list,)}
+TURN = {"agent": TEXT, "ask": TEXT, "reply": TEXT, "max_tokens": (int,)}
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def load(name: str) -> Workflow:
     Raises:
         ConfigError: there is none, or it is wrong; the message says where.
     """
-    path = built_in().get(name, Path(name).expanduser())
+    path = built_in().get(name, expanded(name))
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = read(path)
     except FileNotFoundError as error:
         known = ", ".join(built_in())
         raise ConfigError(
@@ -115,13 +116,11 @@ def load(name: str) -> Workflow:
 
 def fill(text: str, answers: Mapping[str, str]) -> str:
     """A question with the newest answers in their places."""
-    return re.sub(r"\{(\w+)\}", lambda match: answers.get(match[1], match[0]), text)
+    return PLACE.sub(lambda match: answers.get(match[1], match[0]), text)
 
 
 def _workflow(values: dict[str, Any], folder: Path) -> Workflow:
-    _check(
-        values, "the workflow", {"name": str, "description": str, "agents": dict, "phases": list}
-    )
+    checked(values, "the workflow", TOP)
     agents = {name: _role(role, name, folder) for name, role in values.get("agents", {}).items()}
     _check_sources(agents)
     phases = values.get("phases", [])
@@ -133,8 +132,9 @@ def _workflow(values: dict[str, Any], folder: Path) -> Workflow:
 
 def _role(values: Any, name: str, folder: Path) -> Role:
     where = f"agent {name!r}"
-    types = {"system": str, "document": str, "from": str, "topics": list}
-    values = dict(_check(values, where, types))
+    values = dict(checked(values, where, ROLE))
+    if not all(type(item) is str for item in values.get("topics", ())):
+        raise ConfigError(f"{where}: topics must be a list of words, got {values['topics']!r:.60}")
     if "from" in values and len(values) > 1 and set(values) != {"from", "topics"}:
         raise ConfigError(f"{where} has `from`, so its system prompt and document are that agent's")
     if "document" in values:
@@ -170,7 +170,7 @@ def _check_sources(agents: Mapping[str, Role]) -> None:
 
 def _phase(values: Any, number: int, agents: Mapping[str, Role]) -> Phase:
     where = f"phase {number}"
-    _check(values, where, {"name": str, "together": bool, "turns": list})
+    checked(values, where, PHASE)
     turns = tuple(
         _turn(turn, f"{where}, turn {i}", agents)
         for i, turn in enumerate(values.get("turns", []), 1)
@@ -184,15 +184,14 @@ def _phase(values: Any, number: int, agents: Mapping[str, Role]) -> Phase:
 
 
 def _turn(values: Any, where: str, agents: Mapping[str, Role]) -> Turn:
-    types = {"agent": str, "ask": str, "reply": str, "max_tokens": int}
-    values = dict(_check(values, where, types))
+    values = dict(checked(values, where, TURN))
     if not values.get("ask", "").strip():
         raise ConfigError(f"{where}: expected a question in `ask`")
     if values.get("reply") == "" or values.get("max_tokens", 1) < 1:
         raise ConfigError(f"{where}: `reply` must be text and `max_tokens` at least 1")
     if "agent" not in values:
         values["agent"] = _routed(values["ask"], where, agents)
-    for name in [values["agent"], *re.findall(r"\{(\w+)\}", values["ask"])]:
+    for name in [values["agent"], *PLACE.findall(values["ask"])]:
         if name not in agents:
             raise ConfigError(f"{where}: no agent {name!r}; there are {', '.join(agents)}")
     return Turn(**values)
@@ -206,20 +205,3 @@ def _routed(question: str, where: str, agents: Mapping[str, Role]) -> str:
     if not hits[best]:
         raise ConfigError(f"{where}: no `agent`, and no agent's `topics` are in the question")
     return best
-
-
-def _check(values: Any, where: str, types: Mapping[str, type[Any]]) -> dict[str, Any]:
-    """
-    Raises:
-        ConfigError: no table, an unknown key, or a value of another type.
-    """
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected a table, got {values!r:.60}")
-    for key, value in values.items():
-        if key not in types:
-            raise ConfigError(f"{where}: unknown key {key!r}, expected some of {', '.join(types)}")
-        if type(value) is not types[key]:
-            raise ConfigError(f"{where}: {key} must be {types[key].__name__}, got {value!r:.60}")
-        if key == "topics" and not all(type(item) is str for item in values[key]):
-            raise ConfigError(f"{where}: topics must be a list of words, got {value!r:.60}")
-    return values

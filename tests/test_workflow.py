@@ -66,6 +66,7 @@ def test_what_comes_along_can_be_loaded() -> None:
 
 def test_answers_take_their_places() -> None:
     assert fill("{a} and {b}, {c}", {"a": "x", "b": "{a}"}) == "x and {a}, {c}"
+    assert fill("{agent-1}?", {"agent-1": "x"}) == "x?"
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,15 @@ def test_kept_agents_read_less_and_say_the_same(engine: Engine, tmp_path: Path) 
     assert kept[2].text == "Then we meet in the barn."
     engine.call(engine.core.pool.check)
     assert engine.call(lambda: engine.core.pool.used_bytes) == 0
+
+
+def test_a_fork_may_be_asked_together_with_its_source(engine: Engine, tmp_path: Path) -> None:
+    begin, plan, critic, ann = TOML.split("[[phases.turns]]")
+    flow = load(written(tmp_path, "[[phases.turns]]".join([begin, plan, ann, critic])))
+    for kept in (True, False):
+        answers = phases.run(engine, flow, kept=kept)
+        assert [answer.agent for answer in answers] == ["ann", "ann", "critic"]
+        assert answers[2].text
 
 
 def test_a_document_is_read_before_the_first_question(engine: Engine, tmp_path: Path) -> None:
