@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgecortex.errors import EdgeCortexError
+from edgecortex.paths import expanded
 
 Messages = Sequence[dict[str, str]]
 
@@ -18,7 +19,7 @@ def save(messages: Messages, name: str) -> Path:
     Raises:
         EdgeCortexError: the file is there already, or cannot be written.
     """
-    path = Path(name or time.strftime("chat-%Y%m%d-%H%M%S.md")).expanduser()
+    path = expanded(name or time.strftime("chat-%Y%m%d-%H%M%S.md"))
     text = _json_lines(messages) if path.suffix == ".jsonl" else markdown(messages)
     try:
         with path.open("x", encoding="utf-8") as file:

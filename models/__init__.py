@@ -7,7 +7,7 @@ from edgecortex.errors import ModelError
 from edgecortex.models import folders, sources
 from edgecortex.models.catalogue import Entry, catalogue
 from edgecortex.models.folders import Progress
-from edgecortex.paths import models_dir
+from edgecortex.paths import expanded, models_dir
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _KEY_LENGTH = 12
@@ -27,7 +27,7 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
     report = progress or _silent
     if here := find(name):
         return here
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name in catalogue():
         return _pull(catalogue()[name], report)
     if path.suffix == ".gguf":
@@ -39,7 +39,7 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
 
 def find(name: str) -> Path | None:
     """The folder of a model that is here already: a local folder, or one of the model folder."""
-    entry, local = catalogue().get(name), Path(name).expanduser()
+    entry, local = catalogue().get(name), expanded(name)
     pulled = folders.folder_of(entry.folder_name if entry else name)
     choices = [pulled] if entry else [local, pulled]
     return next((path for path in choices if (path / "config.json").is_file()), None)
@@ -71,7 +71,7 @@ def _silent(step: str, done: int, total: int) -> None:
 
 
 def unknown(name: str) -> ModelError:
-    if Path(name).expanduser().is_dir():
+    if expanded(name).is_dir():
         return ModelError(f"{name} is not a model: expected a folder with a config.json in it")
     return ModelError(
         f"unknown model {name!r}: expected one of {', '.join(catalogue())}, a folder, a .gguf "

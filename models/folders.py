@@ -51,11 +51,18 @@ def build(name: str, num_bytes: int, fill: Callable[[Path], None]) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Removes a model's folder; to others it is gone at once or not at all."""
-    with _locked(folder):
-        gone = _partial(folder)
-        folder.rename(gone)
-        shutil.rmtree(gone)
+    """Removes a model's folder; to others it is gone at once or not at all.
+
+    Raises:
+        ModelError: it cannot be removed.
+    """
+    try:
+        with _locked(folder):
+            gone = _partial(folder)
+            folder.rename(gone)
+            shutil.rmtree(gone)
+    except OSError as error:
+        raise _disk_error(error, folder.parent) from error
 
 
 def _fill_and_rename(target: Path, num_bytes: int, fill: Callable[[Path], None]) -> None:

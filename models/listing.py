@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgecortex.errors import ModelError
 from edgecortex.models import find, folders, installed, unknown
 from edgecortex.models.catalogue import CONTEXT, LIMIT, Entry, catalogue, recommended
 from edgecortex.models.machine import Machine
@@ -63,5 +64,12 @@ def info(name: str) -> dict[str, Any]:
         facts |= asdict(entry) | {"source": entry.source}
     if path:
         facts |= {"size_bytes": folders.size_of(path)}
-        facts["config"] = json.loads((path / "config.json").read_text("utf-8"))
+        facts["config"] = _config(path / "config.json")
     return facts
+
+
+def _config(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: expected JSON, got: {error}") from error

@@ -135,6 +135,13 @@ def test_info_of_one_that_is(cli: Cli, tiny: str) -> None:
     assert f"size_bytes  {facts['size_bytes']}" in shown
 
 
+def test_info_of_a_damaged_one(cli: Cli, tiny: str) -> None:
+    (models_dir() / tiny / "config.json").write_text("{")
+    result = cli("models", "info", tiny)
+    assert result.code == 1
+    assert "config.json cannot be read: expected JSON" in result.err
+
+
 # rm
 
 
