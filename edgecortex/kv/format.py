@@ -38,9 +38,10 @@ class KVFormat:
             raise ConfigError(f"group_size must be 32, 64 or 128, got {self.group_size!r}")
         if self.key_axis not in ("channel", "token"):
             raise ConfigError(f"key_axis must be 'channel' or 'token', got {self.key_axis!r}")
-        if self.block < 32 or self.block % self.group_size:
+        if self.block not in (64, 128, 256) or self.block % self.group_size:
             raise ConfigError(
-                f"block must be a multiple of group_size {self.group_size}, got {self.block!r}"
+                f"block must be 64, 128 or 256, and a multiple of group_size {self.group_size}, "
+                f"got {self.block!r}"
             )
         if not 0 <= self.num_sinks <= 64:
             raise ConfigError(f"num_sinks must be between 0 and 64, got {self.num_sinks!r}")
