@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from edgecortex import gate
 from edgecortex.bench.asking import ask
 from edgecortex.bench.decode import GAP, NUM_STEPS, SCENARIOS, SLOW, worker
 from edgecortex.bench.text import prompts
@@ -22,10 +23,13 @@ PERCENTILES = {"median": 50, "p95": 95}
 
 def measurements(path: str, *more: str) -> list[dict[str, Any]]:
     """All scenarios, one after the other on one engine; the slow one too if `more` says so."""
-    core = EngineCore(load_model(Path(path)), EngineConfig(use_store=False))
+    model = load_model(Path(path))
+    config, _ = gate.resolved(model, EngineConfig(use_store=False))
+    core = EngineCore(model, config)
     core.model.tokenizer.eos_token_ids = set()  # every agent decodes to the end
     rows = [_scenario(core, name, lengths) for name, lengths in SCENARIOS.items()]
-    return [*rows, *_prefix64(core), *([_gap(core)] if SLOW in more else [])]
+    rows += [*_prefix64(core), *([_gap(core)] if SLOW in more else [])]
+    return [{"kv_format": config.kv_format, **row} for row in rows]
 
 
 def _scenario(core: EngineCore, name: str, lengths: list[int]) -> dict[str, Any]:

@@ -79,11 +79,11 @@ def _pairs(
 
 
 def compare(a: Report, b: Report) -> list[Row]:
-    """A row for each figure that both have."""
+    """A row for each figure that both have; None stands for what was no number."""
     return [
         _row(name, *(_value(report, name) for report in (a, b)))
         for name in a["figures"]
-        if name in b["figures"]
+        if None not in (a["figures"][name], b["figures"].get(name))
     ]
 
 

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 import mlx.core as mx
 import numpy as np
 
+from edgecortex import gate as kv_gate
 from edgecortex.bench.report import Report, Row, make_report, median
 from edgecortex.bench.synapse import NAMES, WORDS
 from edgecortex.bench.text import passages_within
@@ -42,7 +43,8 @@ def measure(model: str, contexts: int, text: str, progress: Callable[[str], None
         EdgeCortexError: there is too little text.
     """
     loaded = load_model(resolve(model))
-    runner = ModelRunner(loaded, EngineConfig())
+    config, _ = kv_gate.resolved(loaded, EngineConfig())
+    runner = ModelRunner(loaded, config)
     parts = passages_within(loaded.tokenizer, contexts, LENGTH + APART + THOUGHT, text)
     gate = ValidationGate()
     gate.seen.add(runner.hidden_of(loaded.tokenizer.encode(PLAIN_TEXT, first=True)))
@@ -68,7 +70,8 @@ def measure(model: str, contexts: int, text: str, progress: Callable[[str], None
         "injection.unrelated_kl": forward["unrelated_kl"],
         "gate.auc": next(row["auc"] for row in verdicts if row["score"] == GATE),
     }
-    settings = {"model": model, "contexts": contexts, "tokens": LENGTH, "threshold": gate.threshold}
+    settings = {"model": model, "kv_format": config.kv_format, "contexts": contexts}
+    settings |= {"tokens": LENGTH, "threshold": gate.threshold}
     return make_report("injection", settings, figures, [*effects, *verdicts])
 
 

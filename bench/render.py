@@ -166,6 +166,9 @@ def _told(reports: Mapping[str, Report]) -> list[str]:
     text = f"The model is {_usual_model(reports)} unless said otherwise."
     if any(report.get("spread") for report in reports.values()):
         text += " Spread is the least and the most of several rounds."
+    dates = sorted({report["date"][:10] for report in reports.values() if report.get("date")})
+    if dates:
+        text += f" Measured {' to '.join(sorted({dates[0], dates[-1]}))}."
     return [*lines, text]
 
 

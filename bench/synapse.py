@@ -11,6 +11,7 @@ from statistics import mean, stdev
 
 import mlx.core as mx
 
+from edgecortex import gate
 from edgecortex.bench.report import Report, Row, make_report
 from edgecortex.bench.text import passages
 from edgecortex.config import EngineConfig
@@ -42,7 +43,8 @@ def measure(
         EdgeCortexError: there is too little text.
     """
     loaded = load_model(resolve(model))
-    runner = ModelRunner(loaded, EngineConfig())
+    config, _ = gate.resolved(loaded, EngineConfig())
+    runner = ModelRunner(loaded, config)
     found: dict[str, list[Row]] = {}
     for number, passage in enumerate(
         passages(loaded.tokenizer, contexts, tokens + SCORED, text), 1
@@ -52,7 +54,8 @@ def measure(
             found.setdefault(name, []).append(row)
     rows = [_summary(name, found[name], found[BASE], found["full"]) for name in found]
     figures = {"synapse.gap_closed": next(r["gap_closed"] for r in rows if r["rule"] == "matched")}
-    settings = {"model": model, "contexts": contexts, "tokens": tokens, "kept": kept}
+    settings: Row = {"model": model, "kv_format": config.kv_format}
+    settings |= {"contexts": contexts, "tokens": tokens, "kept": kept}
     return make_report("synapse", settings, figures, rows)
 
 

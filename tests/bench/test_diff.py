@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from edgecortex.bench.diff import compare, diff, show
+from edgecortex.bench.figures import FIGURES
 from edgecortex.errors import ConfigError
 from tests.bench.reports import made
 
+HOT = "ttft.hot_over_step"
 WARM, SHARE = "ttft.warm_over_limit", "decode.alone_over_mlx_lm"
 
 
@@ -105,3 +107,9 @@ def test_different_benchmarks_are_refused(tmp_path: Path) -> None:
     a, b = (write(tmp_path / f"{name}.json", made(name)) for name in ("ttft", "decode"))
     with pytest.raises(ConfigError, match=r"same benchmark, got ttft in .* and decode in .*"):
         diff(a, b)
+
+
+def test_what_was_no_number_is_left_out() -> None:
+    one, other = (made("ttft", figures={WARM: value, HOT: 1.0}) for value in (None, 1.2))
+    assert [row["figure"] for row in compare(one, other)] == [HOT]
+    assert FIGURES[WARM].verdict(None) == "not reached"
