@@ -14,8 +14,6 @@ from edgecortex.errors import ConfigError
 if TYPE_CHECKING:
     from edgecortex.bench.suite import Record
 
-INTERRUPTED = 130
-
 
 def all_(
     model: options.Model = options.DEFAULT_MODEL,
@@ -68,7 +66,7 @@ def _run_all(record: "Record", names: list[str]) -> dict[str, str]:
     except KeyboardInterrupt:
         done = sum(record.complete(name) for name in names)
         measuring.note(f"stopped; {done} of {len(names)} are complete")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(options.INTERRUPTED) from None
 
 
 def report_(

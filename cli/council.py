@@ -30,6 +30,15 @@ DEFAULT_ROLES = (
 Context = Annotated[Path | None, typer.Option(help="Text to put before the question; - is stdin.")]
 Mode = Annotated[str | None, typer.Option(help="How thoughts are injected, forward or graft.")]
 
+NumLandmarks = Annotated[
+    int | None,
+    typer.Option(
+        help="How many tokens of the question Streams see at most, 16 or more. Default: one "
+        "in 32, 64 at least.",
+        show_default=False,
+    ),
+]
+
 
 def council(
     question: Annotated[str | None, typer.Argument(help="What to answer.")] = None,
@@ -47,9 +56,7 @@ def council(
         float | None, typer.Option(help="Least score of a thought that is let in, -1 to 1.")
     ] = None,
     no_gate: Annotated[bool, typer.Option("--no-gate", help="Let every thought in.")] = False,
-    landmarks: Annotated[
-        int | None, typer.Option(help="How many tokens of the question Streams see at most.")
-    ] = None,
+    landmarks: NumLandmarks = None,
     stream_tokens: Annotated[
         int, typer.Option(min=1, help="Longest thought, in tokens.")
     ] = MAX_TOKENS,

@@ -15,6 +15,7 @@ from edgecortex.cli import (
     council,
     doctor,
     models,
+    options,
     run,
     session,
     workflow,
@@ -38,8 +39,6 @@ app.add_typer(cache.app, name="cache")
 app.add_typer(models.app, name="models")
 app.command()(doctor.doctor)
 app.add_typer(bench.app, name="bench")
-
-INTERRUPTED = 130
 
 
 def _print_version(wanted: bool) -> None:
@@ -73,8 +72,8 @@ def main() -> None:
         print(f"edgecortex: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except SystemExit as done:
-        if done.code == INTERRUPTED:
-            os._exit(INTERRUPTED)  # an engine that is still loading cannot be closed
+        if done.code == options.INTERRUPTED:
+            os._exit(options.INTERRUPTED)  # an engine that is still loading cannot be closed
         raise
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_SYSTEM = "You are a helpful assistant."
+INTERRUPTED = 130  # the exit status after Ctrl-C
 DEFAULT_FORMAT = EngineConfig.kv_format
 
 Model = Annotated[

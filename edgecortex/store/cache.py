@@ -25,6 +25,7 @@ from edgecortex.store.entry import (
 )
 from edgecortex.store.index import Index, Key, Totals
 from edgecortex.store.sessions import Sessions
+from edgecortex.tokens import common_prefix_len
 
 NUM_READERS, MANY = 2, 48  # for fewer files than this threads take longer to start than to read
 _NOT_THE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that will pass
@@ -265,7 +266,7 @@ class PersistentKVCache:
         """The stored tail that has most of its beginning in common with what comes from `start`
         on, and how much that is."""
         stored = [
-            (_common(ids, token_ids[start : start + most]), ids, id, under)
+            (common_prefix_len(ids, token_ids[start : start + most]), ids, id, under)
             for under, most in chain.tail_parents(parent, start, len(token_ids))
             for id, ids in self.index.tails(under)
         ]
@@ -385,11 +386,6 @@ class PersistentKVCache:
             f"cannot {action} the store {self.folder}: {error.strerror}; make room or give it "
             "permissions, choose another folder with EDGECORTEX_STORE, or go on with --no-cache"
         )
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens two runs share."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _newest(blocks: Sequence[Entry], num_blocks: int, count: int) -> Sequence[Entry]:

@@ -20,7 +20,7 @@ from edgecortex.generation import Generation
 from edgecortex.kv.context import Attachment, Context, Trace
 from edgecortex.warp import injection
 from edgecortex.warp.gate import PLAIN_TEXT, THRESHOLD, ValidationGate
-from edgecortex.warp.router import CortexRouter, RouterLimits
+from edgecortex.warp.router import KINDS, CortexRouter, RouterLimits
 from edgecortex.warp.stream import Stream, Thought
 from edgecortex.warp.synapse import NUM_LANDMARKS, NUM_QUERIES, Synapse
 
@@ -53,7 +53,7 @@ class CortexConfig:
     """
 
     listens: bool = False
-    kinds: tuple[str, ...] = ("TASK", "DELEGATE", "SEARCH", "CODE", "CHECK")
+    kinds: tuple[str, ...] = KINDS
     limits: RouterLimits = field(default_factory=RouterLimits)
     rule: str = "matched"
     num_landmarks: int | None = NUM_LANDMARKS
