@@ -142,14 +142,14 @@ FIGURES = {
         "agents",
     ),
     "quality.kl": Figure(
-        "KL divergence per token from full-precision KV, default format; the worst length",
+        "KL divergence per token from full-precision KV, in this format; the worst length",
         LESS,
         0.006,
         "full precision: 0",
         "nats",
     ),
     "quality.ppl_pct": Figure(
-        "rise of perplexity over full-precision KV, default format; the worst length",
+        "rise of perplexity over full-precision KV, in this format; the worst length",
         LESS,
         0.5,
         "full precision: 0",

@@ -150,7 +150,8 @@ def figure_table(reports: Mapping[str, Report]) -> list[str]:
     """A line of Markdown for each figure of some reports."""
     usual, lines = _usual_model(reports), []
     for report in reports.values():
-        of = "" if _model(report) in ("", usual) else f" ({_model(report)})"
+        named = [_model(report) if _model(report) != usual else "", _format(report)]
+        of = f" ({', '.join(filter(None, named))})" if any(named) else ""
         for name, value in report["figures"].items():
             ends = report.get("spread", {}).get(name)
             lines.append(_figure(name, f"`{name}`{of}", value, ends))
@@ -209,6 +210,11 @@ def _title(report: Report) -> str:
 
 def _model(report: Report) -> str:
     return str(report["settings"].get("model", ""))
+
+
+def _format(report: Report) -> str:
+    """Of the KV that the figures are about, where there are several."""
+    return str(report["settings"].get("format", ""))
 
 
 def _machines(reports: Mapping[str, Report]) -> dict[str, list[str]]:
