@@ -27,10 +27,10 @@ class Bench:
 BENCHES = {
     "ttft": Bench(
         "Time to the first token: context read anew, on disk, in memory; and mlx-lm's",
-        1500,
-        60,
+        1200,
+        50,
         {"contexts": [512, 1024, 2048, 4096, 8192], "repeat": 3},
-        {"contexts": [512, 1024], "repeat": 1},
+        {"contexts": [512], "repeat": 1},
     ),
     "decode": Bench(
         "Many agents decoding together, against mlx-lm on the same weights",
@@ -55,7 +55,7 @@ BENCHES = {
     ),
     "council": Bench(
         "Streams on a River's landmarks: what each takes, and what they cost the River",
-        300,
+        1400,
         60,
         {"quick": False},
         {"quick": True},
@@ -63,9 +63,9 @@ BENCHES = {
     "synapse": Bench(
         "What a few landmarks are worth, against as many sinks and recent tokens",
         900,
-        105,
+        60,
         {"contexts": 20, "tokens": 4096, "kept": 128, "text": ""},
-        {"contexts": 3, "tokens": 4096, "kept": 128, "text": ""},
+        {"contexts": 2, "tokens": 4096, "kept": 128, "text": ""},
     ),
     "injection": Bench(
         "What an injected thought does, against the same words pasted; and the gate",
@@ -77,7 +77,7 @@ BENCHES = {
     "compare": Bench(
         "The same work on EdgeCortex and on others, side by side",
         900,
-        95,
+        90,
         {"quick": False},
         {"quick": True},
     ),

@@ -74,7 +74,7 @@ QUICK_AGENTS = {
     **{name: AGENTS[name] for name in ("decode1", "decode16")},
     "mixed4": [512, 64, 64, 64],
 }
-QUICK = Work((512,), 1, QUICK_AGENTS, 16, 6.0, 1)
+QUICK = Work((512,), 1, QUICK_AGENTS, 12, 4.0, 1)
 
 LESS, MORE = "below 1", "above 1"
 # Of each kind of rows: what is held against the others, in which direction, and against whom a

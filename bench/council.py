@@ -48,7 +48,7 @@ class Plan:
     published: tuple[int, ...] = (10, 50, 100)
 
 
-QUICK = Plan(resident=(10, 100), said=(8,), busy=(16,), rounds=3, phase_tokens=32, published=())
+QUICK = Plan(resident=(100,), said=(8,), busy=(16,), rounds=2, phase_tokens=32, published=())
 DEFINITIONS = {
     "streams": "in memory at the same time, all of them in the midst of a thought",
     "said": "tokens that each Stream has said after its prompt; a thought has 64 at most, "

@@ -55,7 +55,9 @@ def measure(model: str, contexts: int, text: str, progress: Callable[[str], None
         river = _river(runner, passage[:LENGTH])
         for name, row in _effects(runner, river, passage, number).items():
             found.setdefault(name, []).append(row)
-        others = [parts[(number + step) % contexts] for step in (contexts // 3, contexts // 2)]
+        others = [
+            parts[(number + step) % contexts] for step in (max(1, contexts // 3), contexts // 2)
+        ]
         gate.seen.add(_states(river))
         for related, source in ((True, passage), *((False, other) for other in others)):
             thought = runner.hidden_of(source[LENGTH + APART :])

@@ -101,10 +101,11 @@ def _text(source: Path | None) -> str:
 # All of them.
 
 
-def names() -> list[str]:
-    """What `all` runs here: the one of the BLAS makes sense on a CPU that needs one from us."""
+def names(quick: bool) -> list[str]:
+    """What `all` runs here: the one of the BLAS makes sense on a CPU that needs one from us, and
+    is slow with the other."""
     on_cpu = sys.platform == "linux" and doctor.device_name().startswith("CPU")
-    return [name for name in BENCHES if name != "blas" or on_cpu]
+    return [name for name in BENCHES if name != "blas" or (on_cpu and not quick)]
 
 
 class Record:

@@ -12,11 +12,12 @@ from edgecortex.cli.bench_options import (
     AsJson,
     Contexts,
     Device,
+    InjectionPassages,
     Out,
     OwnText,
-    Passages,
     Quick,
     Repeat,
+    SynapsePassages,
     counts,
 )
 
@@ -47,8 +48,7 @@ def ttft(
 ) -> None:
     """Time to the first token: context read anew, on disk, in memory; and mlx-lm's.
 
-    Contexts have 512, 1,024, 2,048, 4,096 and 8,192 tokens, with --quick 512 and
-    1,024.
+    Contexts have 512, 1,024, 2,048, 4,096 and 8,192 tokens, with --quick 512.
     """
     from edgecortex.bench.plot import check_plot, draw
 
@@ -144,7 +144,7 @@ def council(
 @app.command()
 def synapse(
     model: options.Model = options.DEFAULT_MODEL,
-    passages: Passages = None,
+    passages: SynapsePassages = None,
     text: OwnText = None,
     device: Device = None,
     quick: Quick = False,
@@ -158,7 +158,7 @@ def synapse(
 @app.command()
 def injection(
     model: options.Model = options.DEFAULT_MODEL,
-    passages: Passages = None,
+    passages: InjectionPassages = None,
     text: OwnText = None,
     device: Device = None,
     quick: Quick = False,

@@ -41,7 +41,7 @@ def all_(
     measuring.prepare(model, device, out)
     with contextlib.ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        record, names = suite.Record(folder, model, quick, again), suite.names()
+        record, names = suite.Record(folder, model, quick, again), suite.names(quick)
         problems = _run_all(record, names)
         if out and len(problems) < len(names):
             render.collect(out)

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,11 @@ def _default(bench: str, setting: str) -> str:
     """What a setting is where it is not given, for a help text."""
     full, quick = (BENCHES[bench].chosen(quick)[setting] for quick in (False, True))
     return f"Default: {full}, with --quick {quick}."
+
+
+def _passages(bench: str) -> Any:
+    text = f"Passages of the text. {_default(bench, 'contexts')}"
+    return typer.Option("--passages", min=2, help=text, show_default=False)
 
 
 Contexts = Annotated[
@@ -37,15 +42,8 @@ Repeat = Annotated[
         show_default=False,
     ),
 ]
-Passages = Annotated[
-    int | None,
-    typer.Option(
-        "--passages",
-        min=2,
-        help=f"Passages of the text. {_default('synapse', 'contexts')}",
-        show_default=False,
-    ),
-]
+SynapsePassages = Annotated[int | None, _passages("synapse")]
+InjectionPassages = Annotated[int | None, _passages("injection")]
 OwnText = Annotated[
     Path | None,
     typer.Option(
