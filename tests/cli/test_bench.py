@@ -271,7 +271,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         script = f"open({str(path)!r}, 'w').write({json.dumps(made(name))!r})"
         return [sys.executable, "-c", "raise SystemExit('no')" if name in failing else script]
 
-    monkeypatch.setattr(suite, "names", lambda: ["ttft", "blas"])
+    monkeypatch.setattr(suite, "names", lambda quick: ["ttft", "blas"])
     monkeypatch.setattr(suite, "command", command)
     return failing
 
