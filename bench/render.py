@@ -149,8 +149,10 @@ def around_block(text: str) -> tuple[str, str]:
 def figure_table(reports: Mapping[str, Report]) -> list[str]:
     """A line of Markdown for each figure of some reports."""
     usual, lines = _usual_model(reports), []
+    all_quick = all(map(_is_quick, reports.values()))
     for report in reports.values():
         named = [_model(report) if _model(report) != usual else "", _format(report)]
+        named += ["quick"] if _is_quick(report) and not all_quick else []
         of = f" ({', '.join(filter(None, named))})" if any(named) else ""
         for name, value in report["figures"].items():
             ends = report.get("spread", {}).get(name)
@@ -167,10 +169,17 @@ def _told(reports: Mapping[str, Report]) -> list[str]:
     text = f"The model is {_usual_model(reports)} unless said otherwise."
     if any(report.get("spread") for report in reports.values()):
         text += " Spread is the least and the most of several rounds."
+    return [*lines, text + _measured(reports)]
+
+
+def _measured(reports: Mapping[str, Report]) -> str:
+    """When, as far as the reports say it."""
     dates = sorted({report["date"][:10] for report in reports.values() if report.get("date")})
-    if dates:
-        text += f" Measured {' to '.join(sorted({dates[0], dates[-1]}))}."
-    return [*lines, text]
+    undated = [stem for stem, report in reports.items() if not report.get("date")]
+    if not dates:
+        return ""
+    text = f" Measured {' to '.join(sorted({dates[0], dates[-1]}))}"
+    return text + (f"; without a date: {', '.join(undated)}." if undated else ".")
 
 
 def _usual_model(reports: Mapping[str, Report]) -> str:
@@ -215,6 +224,10 @@ def _model(report: Report) -> str:
 def _format(report: Report) -> str:
     """Of the KV that the figures are about, where there are several."""
     return str(report["settings"].get("format", ""))
+
+
+def _is_quick(report: Report) -> bool:
+    return bool(report["settings"].get("quick"))
 
 
 def _machines(reports: Mapping[str, Report]) -> dict[str, list[str]]:
