@@ -344,11 +344,8 @@ class Chat:
         self.note(f"kept as session {self.session}" if self.session else "kept as no session")
 
     def _begin(self, name: str) -> None:
-        sessions = self.engine.store.sessions
-        sessions.check_free(name)
         with ExitStack() as held:
-            held.enter_context(sessions.locked(name))
-            sessions.check_free(name)  # another process may have begun it meanwhile
+            held.enter_context(self.engine.store.sessions.reserved(name))
             self.session, self._saving = name, self.agent.save(name)
             self.held.enter_context(held.pop_all())
 

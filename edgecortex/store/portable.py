@@ -80,8 +80,8 @@ def import_file(store: PersistentKVCache, path: Path, name: str | None = None) -
     try:
         with safetensors.safe_open(str(path), framework="np") as file:
             session = _manifest(path, file)
-            session = replace(session, name=store.sessions.check_free(name or session.name))
-            with store.sessions.locked(session.name):
+            session = replace(session, name=name or session.name)
+            with store.sessions.reserved(session.name):
                 return _take(store, file, session)
     except (OSError, safetensors.SafetensorError) as error:
         raise StoreError(f"{path} is not an exported session: {error}") from error
@@ -102,7 +102,6 @@ def _manifest(path: Path, file: Any) -> Session:
 
 def _take(store: PersistentKVCache, file: Any, session: Session) -> Moved:
     """Stores a session and what is whole of it, while its name is locked."""
-    store.sessions.check_free(session.name)
     wanted = {entry.file_name: entry for entry in session.entries()}
     whole = list(_whole(file, wanted))
     nbytes = store.put((entry, partial(_arrays, file, entry)) for entry in whole)

@@ -256,6 +256,18 @@ class Sessions:
                     raise StoreError(f"session {name!r} is in use by another process; end it first")
             yield
 
+    @contextlib.contextmanager
+    def reserved(self, name: str) -> Iterator[None]:
+        """Keeps a free name from other processes while the block runs.
+
+        Raises:
+            StoreError: it is taken, in use or no name.
+        """
+        self.check_free(name)  # first: the lock of one that is taken may be this process's own
+        with self.locked(name):
+            self.check_free(name)  # another process may have begun it meanwhile
+            yield
+
     def unpin_lost(self) -> None:
         """Lets go of what was pinned for sessions that are not there, nor about to be."""
         for name in self.index.pinned() - set(self.names()):
