@@ -1,6 +1,7 @@
 """Ragged steps against mlx-lm's own attention on whole sequences, model class by model class."""
 
 import gc
+import weakref
 
 import mlx.core as mx
 import numpy as np
@@ -107,3 +108,20 @@ def test_agents_at_rest_keep_no_more_than_their_own():
     gc.collect()
     held = mx.get_active_memory() - start
     assert held < 1.05 * runner.pool.used_bytes + 100_000
+
+
+def test_agents_that_are_gone_keep_nothing():
+    """Whose runs were computed from one stack, too."""
+    runner = ModelRunner(tiny.make("llama"), EngineConfig())
+    contexts = [runner.pool.open() for _ in range(4)]
+    for context in contexts:
+        runner.run([(context, list(range(1, 90)))])
+    for _ in range(2):
+        runner.run([(context, [7]) for context in contexts])
+    segments = [weakref.ref(segment) for c in contexts for segment in c.segments]
+    for context in contexts:
+        runner.pool.close(context)
+    del context, contexts
+    gc.collect()
+    assert len(segments) == 4
+    assert not any(segment() for segment in segments)

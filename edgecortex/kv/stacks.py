@@ -31,9 +31,10 @@ class Stacks:
         self._wanted_before, self._wanted, self._used = self._wanted, set(), set()
 
     def clear(self) -> None:
-        """Takes all apart."""
+        """Takes all apart, and forgets who was wanted: that would keep what is closed in memory."""
         for segments in list(self._held):
             self._loosen(segments)
+        self._wanted_before, self._wanted, self._used = set(), set(), set()
 
     def of(self, segments: Segments) -> LayerKV:
         """The layer of these along a leading axis, in their order."""

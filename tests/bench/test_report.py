@@ -162,16 +162,19 @@ def test_ttft_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) -> N
                 self._note(state, tokens, 1, {"ttft_s": seconds})
 
         def saving(self, tokens: int) -> dict[str, Any]:
-            return {"slowdown_pct": 3.0}
+            return {"slowdown_pct": 3.0 * Scripted.number}
 
     monkeypatch.setattr(ttft, "resolve", Path)
     monkeypatch.setattr(ttft, "_Rounds", Scripted)
     report = ttft.measure("m", [4096], 3, lambda line: None)
     assert report["figures"] == {
         "ttft.cold_4k_over_mlx_lm": 0.5,
-        "ttft.saving_slowdown_pct": 3.0,
+        "ttft.saving_slowdown_pct": 6.0,
     }
-    assert report["spread"] == {"ttft.cold_4k_over_mlx_lm": [pytest.approx(1 / 3), 1.0]}
+    assert report["spread"] == {
+        "ttft.cold_4k_over_mlx_lm": [pytest.approx(1 / 3), 1.0],
+        "ttft.saving_slowdown_pct": [3.0, 9.0],
+    }
 
 
 def test_files_that_are_no_reports(tmp_path: Path) -> None:
