@@ -63,9 +63,9 @@ BENCHES = {
     "synapse": Bench(
         "What a few landmarks are worth, against as many sinks and recent tokens",
         900,
-        60,
+        35,
         {"contexts": 20, "tokens": 4096, "kept": 128, "text": ""},
-        {"contexts": 2, "tokens": 4096, "kept": 128, "text": ""},
+        {"contexts": 2, "tokens": 2048, "kept": 128, "text": ""},
     ),
     "injection": Bench(
         "What an injected thought does, against the same words pasted; and the gate",

@@ -15,7 +15,7 @@ from edgecortex.store.entry import Arrays, Chain, Entry, thought, window_of
 from edgecortex.store.sessions import Session
 
 MAX_PENDING_BYTES = 1 << 30  # of KV that waits to be written
-REST_S = 0.008  # a block takes 2 to 3 ms to write
+REST_S = 0.016  # a block takes 2 to 3 ms to write: a twelfth of two cores
 
 
 class Archive:
