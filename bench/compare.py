@@ -8,7 +8,6 @@ A side's jobs are `save` (reads contexts and stores them), `cold` and `restored`
 after a context and one more token), and `decode`.
 """
 
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -123,7 +122,7 @@ def measure(
 
 def compare(model: str, work: Work, progress: Progress, gguf: Path | None = None) -> Report:
     """As `measure`, on work of any size."""
-    given = ttft._gguf(str(gguf or model))
+    given = ttft.given_gguf(gguf, model)
     with side.work_folder() as folder:
         found = _Comparison(str(resolve(model)), given, work, Path(folder), progress)
         found.run()
@@ -136,22 +135,13 @@ def compare(model: str, work: Work, progress: Progress, gguf: Path | None = None
         "model": model,
         **asdict(work),
         "dtype": str(compute_dtype() or "as stored"),
-        "llama.cpp": f"measured on {Path(given).name}" if given else _why_not(gguf, model),
+        "llama.cpp": ttft.llama_cpp_told(gguf, model),
         "near_tie_nats": near_tie(),
         "max_regret_nats": MAX_REGRET,
         "definitions": DEFINITIONS,
     }
     rows = [*ratios(found.rows), *found.rows]
     return make_report("compare", settings, figures, rows, spread(figures, rounds))
-
-
-def _why_not(gguf: Path | None, model: str) -> str:
-    if importlib.util.find_spec("llama_cpp") is None:
-        return "not measured: llama_cpp is not installed"
-    return (
-        "not measured: expected the .gguf file that the model was imported from, "
-        f"got {str(gguf or model)!r}"
-    )
 
 
 def near_tie() -> float:
@@ -354,7 +344,7 @@ def _verdict(ratio: float, better: str, wrong: Sequence[str]) -> str:
     gain = 1 / ratio if better == LESS else ratio
     if abs(gain - 1) <= EVEN:
         return "even"
-    return f"{'better' if gain > 1 else 'worse'} {gain:.3g}x"
+    return f"better {gain:.3g}x" if gain > 1 else f"worse {1 / gain:.3g}x"
 
 
 def _figures(rows: Sequence[Row]) -> dict[str, float]:

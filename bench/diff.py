@@ -30,7 +30,7 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
     lies within these; `differs`, what else is not the same; `only`, what one side has alone.
 
     Raises:
-        ConfigError: they have no benchmark in common.
+        ConfigError: they have no benchmark in common, or a folder has one twice.
         EdgeCortexError: a file cannot be read, or is no report.
     """
     sides = _read(a), _read(b)
@@ -60,8 +60,17 @@ Key = tuple[str, str]  # a benchmark and its model
 
 
 def _read(path: Path) -> dict[Key, Report]:
-    reports = read_reports(path).values() if path.is_dir() else [read_report(path)]
-    return {(r["benchmark"], str(r["settings"].get("model", ""))): r for r in reports}
+    reports = read_reports(path) if path.is_dir() else {path.stem: read_report(path)}
+    stems: dict[Key, str] = {}
+    for stem, report in reports.items():
+        key = report["benchmark"], str(report["settings"].get("model", ""))
+        if key in stems:
+            raise ConfigError(
+                f"{path} has two results of {' '.join(key)}, {stems[key]}.json and {stem}.json: "
+                "name one of these files instead of the folder"
+            )
+        stems[key] = stem
+    return {key: reports[stem] for key, stem in stems.items()}
 
 
 def _pairs(

@@ -163,7 +163,8 @@ FIGURES = {
         "bits",
     ),
     "council.mb_per_stream_100": Figure(
-        "growth of the process per Stream, of 100 Streams on a River of 4,096 tokens",
+        "growth of the process per Stream, of 100 Streams on a River of 4,096 tokens when each "
+        "has said 8 tokens",
         LESS,
         2,
         f"{PUBLISHED_CORTEX}: 10 to 13",
@@ -176,8 +177,8 @@ FIGURES = {
         f"{PUBLISHED_CORTEX}: “near-baseline”",
     ),
     "synapse.gap_closed": Figure(
-        "share of what 4 sinks and 124 recent tokens lose to 4,096 that 128 landmarks get back, "
-        "in log-likelihood of what follows",
+        "share of what 4 sinks and 124 recent tokens lose to the whole context that 128 landmarks "
+        "get back, in log-likelihood of what follows",
         MORE,
         0.5,
         "sinks and recent tokens: 0",

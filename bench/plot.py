@@ -14,6 +14,7 @@ OURS, OURS_TOO, PEER, COLD, FAINT = "#2e86ab", "#3a7d44", "#8c8c8c", "#d1495b", 
 # A label, a colour and a marker for each state that is drawn.
 LINES = {
     "mlx_lm": ("mlx-lm, read anew", PEER, "s"),
+    "llama_cpp": ("llama.cpp, read anew", FAINT, "^"),
     "cold": ("EdgeCortex, read anew", COLD, "o"),
     "warm": ("EdgeCortex, from disk", OURS, "o"),
     "hot": ("EdgeCortex, in memory", OURS_TOO, "o"),
@@ -68,8 +69,9 @@ def _ttft(report: Report, figure: Any) -> None:
     axes = figure.subplots()
     for state, (label, colour, marker) in LINES.items():
         rows = _rows(report, what="ttft", state=state, new_tokens=1)
-        tokens, seconds = [r["tokens"] for r in rows], [r["ttft_s"] for r in rows]
-        axes.plot(tokens, seconds, color=colour, marker=marker, label=label)
+        if rows:
+            tokens, seconds = [r["tokens"] for r in rows], [r["ttft_s"] for r in rows]
+            axes.plot(tokens, seconds, color=colour, marker=marker, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     sizes = report["settings"]["contexts"]

@@ -25,7 +25,17 @@ COLLECTED = "REPORT.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NO_PLOTS = 'no pictures are drawn without matplotlib: pip install "edgecortex[bench]"'
 _COLUMNS = ("figure", "what it is", "here", "spread", "target", "verdict", "held against")
-_RIGHT = ("here", "spread", "target")
+SHOWN = ("ttft", "decode")  # benchmarks whose pictures a README shows
+TOKENS = "tokens of context"
+# The states whose times to the first token a README has, and what their columns are called.
+STATES = {
+    "cold": "cold",
+    "warm": "warm",
+    "hot": "hot",
+    "mlx_lm": "mlx-lm, cold",
+    "llama_cpp": "llama.cpp, cold",
+}
+_RIGHT = ("here", "spread", "target", TOKENS, *STATES.values())
 
 
 def prepare(folder: Path) -> None:
@@ -59,7 +69,8 @@ def save(report: Report, folder: Path, stem: str) -> None:
 
 
 def collect(folder: Path) -> dict[str, Report]:
-    """Draws all reports of a folder and writes one page about them.
+    """Draws all reports of a folder and writes one page about them. Pictures that are older than
+    their reports' files go.
 
     Returns: the reports by their files' stems.
 
@@ -69,6 +80,7 @@ def collect(folder: Path) -> dict[str, Report]:
     reports = read_reports(folder)
     prepare(folder)
     for stem, report in reports.items():
+        _remove_old_pictures(folder, stem)
         plot.draw_all(report, folder, stem)
     write(folder / COLLECTED, page(reports, folder))
     return reports
@@ -100,15 +112,19 @@ def page(reports: Mapping[str, Report], folder: Path) -> str:
 def readme_block(reports: Mapping[str, Report], folder: Path, base: Path) -> str:
     """What a README says of the results in a folder, in links from its own folder."""
     lines = [*_told(reports), "", *figure_table(reports)]
+    for report in reports.values():
+        lines += _first_tokens(report)
     to = Path(os.path.relpath(folder, base)).as_posix()
-    links = [
-        f"[{stem}]({to}/{name})"
-        for stem in reports
-        for name in _pictures(folder, stem)
-        if name.endswith(".svg")
-    ]
+    links = []
+    for stem, report in reports.items():
+        if f"{stem}.svg" not in _pictures(folder, stem):
+            continue
+        if report["benchmark"] in SHOWN:
+            lines += ["", f"![{_title(report)}]({to}/{stem}.svg)"]
+        else:
+            links.append(f"[{stem}]({to}/{stem}.svg)")
     if links:
-        lines += ["", f"Pictures: {', '.join(links)}."]
+        lines += ["", f"More pictures: {', '.join(links)}."]
     return _text(lines)
 
 
@@ -158,6 +174,29 @@ def figure_table(reports: Mapping[str, Report]) -> list[str]:
             ends = report.get("spread", {}).get(name)
             lines.append(_figure(name, f"`{name}`{of}", value, ends))
     return _table(_COLUMNS, lines)
+
+
+def _first_tokens(report: Report) -> list[str]:
+    """Times to the first token as Markdown, a line for each length of a context and a column for
+    each state; nothing where a report has none."""
+    rows = [r for r in report["rows"] if (r.get("what"), r.get("new_tokens")) == ("ttft", 1)]
+    seconds = {(row["tokens"], row["state"]): row["ttft_s"] for row in rows}
+    states = [state for state in STATES if any(state == s for _, s in seconds)]
+    if not states:
+        return []
+    known = definitions_of(report)
+    means = "; ".join(f"{state}: {known[state]}" for state in states if state in known)
+    lines = [
+        [f"{tokens:,}", *(_seconds(seconds.get((tokens, state))) for state in states)]
+        for tokens in sorted({tokens for tokens, _ in seconds})
+    ]
+    told = f"Seconds to the first token ({_model(report)}){f' — {means}' if means else ''}."
+    return ["", told, "", *_table([TOKENS, *(STATES[state] for state in states)], lines)]
+
+
+def _seconds(value: float | None) -> str:
+    """To three digits."""
+    return "" if value is None else f"{float(f'{value:.3g}'):,.10g}"
 
 
 def _told(reports: Mapping[str, Report]) -> list[str]:
@@ -248,6 +287,14 @@ def _missing(reports: Mapping[str, Report]) -> list[str]:
 def _pictures(folder: Path, stem: str) -> list[str]:
     names = [f"{stem}{suffix}" for suffix in plot.SUFFIXES]
     return [name for name in names if (folder / name).is_file()]
+
+
+def _remove_old_pictures(folder: Path, stem: str) -> None:
+    """Pictures of earlier results, which may not be drawn again."""
+    written = (folder / f"{stem}.json").stat().st_mtime
+    for name in _pictures(folder, stem):
+        if (folder / name).stat().st_mtime < written:
+            (folder / name).unlink()
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

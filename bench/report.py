@@ -169,28 +169,51 @@ def tables(rows: Iterable[Row]) -> list[tuple[list[str], list[list[str]]]]:
     """Columns and lines of text, a table for each kind of rows. Rounds of the same thing are one
     line: the median, with the least and the most."""
     found: dict[tuple[str, ...], list[list[str]]] = {}
-    for row in _over_rounds(rows):
+    for row in _over_rounds(list(rows)):
         found.setdefault(tuple(row), []).append(list(row.values()))
     return [(list(columns), lines) for columns, lines in found.items()]
 
 
-def _over_rounds(rows: Iterable[Row]) -> list[dict[str, str]]:
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+def _over_rounds(rows: Sequence[Row]) -> list[dict[str, str]]:
+    kinds: dict[Any, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(_kind(row), []).append(row)
+    asked = {kind: _asked(of_it) for kind, of_it in kinds.items()}
+    groups: dict[Any, list[Row]] = {}
     for number, row in enumerate(rows):
-        names = tuple(name for name in row if name != "round")
-        fixed = [(name, str(row[name])) for name in names if not isinstance(row[name], float)]
-        same = tuple(fixed) if "round" in row else number
-        groups.setdefault((names, same), []).append(row)
+        kind = _kind(row)
+        same = tuple(row[name] for name in asked[kind]) if "round" in row else number
+        groups.setdefault((kind, same), []).append(row)
     return [
-        {name: _cell_of([row[name] for row in group]) for name in names}
-        for (names, _), group in groups.items()
+        {name: _cell_of([row[name] for row in group]) for name in group[0] if name != "round"}
+        for group in groups.values()
     ]
+
+
+def _kind(row: Row) -> tuple[Any, ...]:
+    """A row's columns, and what it has in them that is no number."""
+    return tuple((name, None if _is_number(value) else str(value)) for name, value in row.items())
+
+
+def _asked(rows: Sequence[Row]) -> list[str]:
+    """The columns whose whole numbers say what was measured, in rows of one kind: no round has
+    one there that the first has not. Others are measurements themselves."""
+    first = [row for row in rows if row.get("round") == rows[0].get("round")]
+    whole = [name for name, value in rows[0].items() if type(value) is int and name != "round"]
+    return [name for name in whole if {row[name] for row in rows} == {row[name] for row in first}]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _cell_of(values: list[Any]) -> str:
     if len(set(map(str, values))) == 1:
         return cell(values[0])
-    return f"{cell(median(values))} ({between([min(values), max(values)])})"
+    middle = median(values)
+    if all(isinstance(value, int) for value in values):
+        middle = round(middle)
+    return f"{cell(middle)} ({between([min(values), max(values)])})"
 
 
 def between(ends: Sequence[float] | None) -> str:

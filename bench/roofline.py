@@ -25,6 +25,7 @@ from edgecortex.bench.report import Report, Row, make_report, median
 from edgecortex.bench.text import prompts
 from edgecortex.config import EngineConfig
 from edgecortex.core import EngineCore
+from edgecortex.errors import EdgeCortexError
 from edgecortex.kv.blocks import Shape
 from edgecortex.models import resolve
 from edgecortex.models.adapter import LoadedModel, load_model
@@ -36,6 +37,7 @@ SQUARES, LONG_S = (1024, 2048, 4096, 8192), 0.2  # sizes, until a product takes 
 ROWS = 16
 REPEATS = 5
 PROMPT = 64  # tokens of an agent that decodes
+HEADS = ("n_heads", "num_heads", "num_attention_heads", "n_head")  # what models call their number
 FLOPS, BYTES, NUMBERS = "GFLOP/s", "GB/s", "G numbers/s"
 MEMORY, PRODUCTS, FILES = "memory", "products", "files and a step"
 DEFINITIONS = {
@@ -175,8 +177,18 @@ def _num_inputs(module: Any) -> int:
 
 
 def _num_heads(layer: Any) -> int:
-    attention = layer.self_attn
-    return int(getattr(attention, "n_heads", None) or attention.num_heads)
+    """
+    Raises:
+        EdgeCortexError: the layer does not say it.
+    """
+    attention = getattr(layer, "self_attn", None)
+    found = [number for name in HEADS if (number := getattr(attention, name, None))]
+    if not found:
+        raise EdgeCortexError(
+            f"cannot tell how many heads {type(layer).__name__} has: expected a self_attn with "
+            f"one of {', '.join(HEADS)}"
+        )
+    return int(found[0])
 
 
 def _num_attended(num_tokens: int, window: int | None) -> int:

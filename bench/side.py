@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,9 +56,24 @@ def serve(jobs: Mapping[str, Job]) -> None:
 
 
 def work_folder() -> "tempfile.TemporaryDirectory[str]":
-    """A folder for one run, on the disk that stores are usually on: elsewhere may be memory."""
+    """A folder for one run, on the disk that stores are usually on: elsewhere may be memory.
+    Those that killed processes left behind are removed."""
     home().mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix="bench-", dir=home())
+    for path in home().glob("bench-*-*"):
+        owner = re.match(r"bench-([1-9][0-9]{0,8})-", path.name)
+        if owner and not _is_alive(int(owner[1])):
+            shutil.rmtree(path, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"bench-{os.getpid()}-", dir=home())
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 def size_of(folder: Path, pattern: str = "*") -> int:

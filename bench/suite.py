@@ -21,6 +21,7 @@ from edgecortex.errors import ConfigError, EdgeCortexError, PromptError
 
 RECORD = "run.json"
 OWN_TEXT = "Python's language reference"
+WITH_LLAMA_CPP = ("ttft", "compare")
 TAIL = 30  # lines of a failed process that are looked at
 Say = Callable[[str], None]
 
@@ -64,8 +65,6 @@ def _compare(
 ) -> Report:
     from edgecortex.bench import compare
 
-    if gguf and not gguf.is_file():
-        raise EdgeCortexError(f"no file {gguf}: expected the model's GGUF file")
     work = replace(compare.QUICK if quick else compare.FULL, **sizes)
     return compare.compare(model, work, progress, gguf)
 
@@ -116,11 +115,14 @@ class Record:
         EdgeCortexError: it cannot be read or written.
     """
 
-    def __init__(self, folder: Path, model: str, quick: bool, again: bool) -> None:
+    def __init__(
+        self, folder: Path, model: str, quick: bool, again: bool, gguf: Path | None = None
+    ) -> None:
         self.folder, self.quick = folder, quick
         self.settings = {
             "model": model,
             "quick": quick,
+            "gguf": str(gguf.absolute()) if gguf else None,
             "machine": machine(),
             "versions": doctor.versions(),
         }
@@ -254,7 +256,9 @@ def command(record: Record, name: str) -> list[str]:
     """What runs a benchmark and writes its results into the record's folder."""
     options = ["--model", str(record.settings["model"]), "--out", str(record.folder.absolute())]
     quick = ["--quick"] if record.quick else []
-    return [sys.executable, "-m", "edgecortex.cli.main", "bench", name, *options, *quick]
+    gguf = record.settings["gguf"] if name in WITH_LLAMA_CPP else None
+    more = [*quick, *(["--gguf", str(gguf)] if gguf else [])]
+    return [sys.executable, "-m", "edgecortex.cli.main", "bench", name, *options, *more]
 
 
 def _run_one(record: Record, name: str, head: str, say: Say) -> str | None:

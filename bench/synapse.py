@@ -7,6 +7,7 @@ the fact is asked for, once over all tokens and once over the landmarks of each 
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import mean, stdev
 
 import mlx.core as mx
@@ -92,8 +93,9 @@ def _passage(
     views = [view_of(runner, river, layer) for layer in range(len(pool.caches))]
     rows = {"full": score(lambda: pool.fork(river))}
     for rule in RULES:
+        unread = [replace(view) for view in views]  # a view keeps what was worked out of it
         start = time.perf_counter()
-        marks = [mark(view, rule, kept) for view in views]
+        marks = [mark(view, rule, kept) for view in unread]
         seconds = time.perf_counter() - start
         layers = [sealed(pool, i, *pair) for i, pair in enumerate(zip(views, marks, strict=True))]
         segment = KVSegment(layers, river.position - kept, kept)

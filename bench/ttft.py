@@ -46,17 +46,26 @@ Times = dict[tuple[str, int, int], list[Row]]  # by state, context tokens, new t
 Progress = Callable[[str], None]
 
 
-def measure(model: str, contexts: Sequence[int], repeat: int, progress: Progress) -> Report:
+def measure(
+    model: str,
+    contexts: Sequence[int],
+    repeat: int,
+    progress: Progress,
+    gguf: Path | None = None,
+) -> Report:
     """Measures all states at these context lengths, in tokens; times are medians.
+
+    Args:
+        gguf: the file that the model was imported from, for llama.cpp; `model` may be that too.
 
     Raises:
         EdgeCortexError: a part failed, or a restored context says something else.
     """
-    path, gguf = str(resolve(model)), _gguf(model)
+    path, given = str(resolve(model)), given_gguf(gguf, model)
     times: Times = defaultdict(list)
     savings: list[Row] = []
     with side.work_folder() as folder:
-        rounds = _Rounds(path, gguf, Path(folder), times, progress)
+        rounds = _Rounds(path, given, Path(folder), times, progress)
         rounds.save(contexts)
         for number in range(1, repeat + 1):
             for tokens in contexts:
@@ -69,6 +78,7 @@ def measure(model: str, contexts: Sequence[int], repeat: int, progress: Progress
         "contexts": list(contexts),
         "repeat": repeat,
         "dropped": _dropping(),
+        "llama.cpp": llama_cpp_told(gguf, model),
         "max_kl": max_kl(),
         "near_tie_nats": NEAR_TIE,
         "definitions": DEFINITIONS,
@@ -81,11 +91,23 @@ def measure(model: str, contexts: Sequence[int], repeat: int, progress: Progress
     return make_report("ttft", settings, figures, rows, spread(figures, by_round))
 
 
-def _gguf(model: str) -> str | None:
-    """The file for llama.cpp, where the model is one and llama.cpp is installed."""
-    path = Path(model).expanduser()
+def given_gguf(gguf: Path | None, model: str) -> str | None:
+    """The file for llama.cpp, where one is given and llama.cpp is installed."""
+    path = Path(gguf or model).expanduser()
     given = path.suffix == ".gguf" and importlib.util.find_spec("llama_cpp")
     return str(path) if given else None
+
+
+def llama_cpp_told(gguf: Path | None, model: str) -> str:
+    """Whether llama.cpp is measured, in words."""
+    if given := given_gguf(gguf, model):
+        return f"measured on {Path(given).name}"
+    if importlib.util.find_spec("llama_cpp") is None:
+        return "not measured: llama_cpp is not installed"
+    return (
+        "not measured: expected the .gguf file that the model was imported from, "
+        f"got {str(gguf or model)!r}"
+    )
 
 
 def _dropping() -> str:

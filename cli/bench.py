@@ -12,6 +12,7 @@ from edgecortex.cli.bench_options import (
     AsJson,
     Contexts,
     Device,
+    Gguf,
     InjectionPassages,
     Out,
     OwnText,
@@ -37,6 +38,7 @@ def ttft(
     model: options.Model = options.DEFAULT_MODEL,
     contexts: Contexts = None,
     repeat: Repeat = None,
+    gguf: Gguf = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw the times into this .svg or .png file.", show_default=False),
@@ -48,13 +50,14 @@ def ttft(
 ) -> None:
     """Time to the first token: context read anew, on disk, in memory; and mlx-lm's.
 
+    With --gguf llama.cpp's, too, where llama-cpp-python is installed.
     Contexts have 512, 1,024, 2,048, 4,096 and 8,192 tokens, with --quick 512.
     """
     from edgecortex.bench.plot import check_plot, draw
 
     if plot:
         check_plot(plot)
-    given = {"contexts": counts(contexts, "--contexts"), "repeat": repeat}
+    given = {"contexts": counts(contexts, "--contexts"), "repeat": repeat, "gguf": gguf}
     found = _measure("ttft", model, device, quick, out, as_json, **given)
     if plot:
         draw(found, plot)
@@ -174,14 +177,7 @@ def compare(
     model: options.Model = options.DEFAULT_MODEL,
     contexts: Contexts = None,
     repeat: Repeat = None,
-    gguf: Annotated[
-        Path | None,
-        typer.Option(
-            "--gguf",
-            help="The GGUF file that the model was imported from, for llama.cpp.",
-            show_default=False,
-        ),
-    ] = None,
+    gguf: Gguf = None,
     device: Device = None,
     quick: Quick = False,
     out: Out = None,
@@ -189,6 +185,7 @@ def compare(
 ) -> None:
     """The same work on EdgeCortex, mlx-lm and llama.cpp, side by side.
 
+    llama.cpp takes part with --gguf, where llama-cpp-python is installed.
     Contexts have 512, 2,048 and 4,096 tokens, with --quick 512.
     """
     given = {"contexts": counts(contexts, "--contexts"), "rounds": repeat, "gguf": gguf}
@@ -236,8 +233,8 @@ def _measure(
     from edgecortex.bench import render, report, suite
     from edgecortex.cli import measuring
 
-    measuring.prepare(model, device, out)
-    with measuring.progress() as progress:
+    measuring.prepare(model, device, out, given.get("gguf"))
+    with measuring.progress(_expected_s(name, quick, given)) as progress:
         found = suite.measure(name, model, quick, given, progress)
         if out:
             progress(f"drawing into {out}")
@@ -246,6 +243,14 @@ def _measure(
     if out:
         measuring.note_missing_plots()
     return found
+
+
+def _expected_s(name: str, quick: bool, given: dict[str, Any]) -> float:
+    """About how long it takes; 0 where that is not known, as other settings than its own are
+    given."""
+    own = BENCHES[name].chosen(quick)
+    known = all(value is None or value == own.get(key) for key, value in given.items())
+    return BENCHES[name].expected_s(quick) if known else 0.0
 
 
 app.command("all")(bench_all.all_)

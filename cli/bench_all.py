@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgecortex.cli import options
-from edgecortex.cli.bench_options import AsJson, Device, Out
+from edgecortex.cli.bench_options import AsJson, Device, Gguf, Out
 from edgecortex.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def all_(
     model: options.Model = options.DEFAULT_MODEL,
+    gguf: Gguf = None,
     device: Device = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure less, all of it in about ten minutes.")
@@ -38,10 +39,10 @@ def all_(
 
     if again and not out:
         raise ConfigError("--again replaces what is in a folder: name it with --out")
-    measuring.prepare(model, device, out)
+    measuring.prepare(model, device, out, gguf)
     with contextlib.ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        record, names = suite.Record(folder, model, quick, again), suite.names(quick)
+        record, names = suite.Record(folder, model, quick, again, gguf), suite.names(quick)
         problems = _run_all(record, names)
         if out and len(problems) < len(names):
             render.collect(out)

@@ -42,6 +42,14 @@ Repeat = Annotated[
         show_default=False,
     ),
 ]
+Gguf = Annotated[
+    Path | None,
+    typer.Option(
+        "--gguf",
+        help="The GGUF file that the model was imported from, for llama.cpp.",
+        show_default=False,
+    ),
+]
 SynapsePassages = Annotated[int | None, _passages("synapse")]
 InjectionPassages = Annotated[int | None, _passages("injection")]
 OwnText = Annotated[

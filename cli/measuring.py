@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from math import ceil
 from pathlib import Path
 
 from rich.console import Console
@@ -14,12 +15,15 @@ from edgecortex import bench, models
 from edgecortex.bench import plot, render
 from edgecortex.bench.suite import Pace, duration
 from edgecortex.cli.models import progress_bar
+from edgecortex.errors import EdgeCortexError
 
 Say = Callable[[str], None]
 
 
-def prepare(model: str, device: str | None, out: Path | None) -> None:
+def prepare(model: str, device: str | None, out: Path | None, gguf: Path | None = None) -> None:
     """Finds out what cannot work before anything is measured, and fetches the model."""
+    if gguf and not gguf.is_file():
+        raise EdgeCortexError(f"no file {gguf}: expected the model's GGUF file")
     if device:
         bench.use_device(device)
     if out:
@@ -39,14 +43,23 @@ def note_missing_plots() -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Say]:
-    """Shows on stderr what is being measured: in one line on a terminal, else a line for each."""
+def progress(expected_s: float) -> Iterator[Say]:
+    """Shows on stderr what is being measured: in one line on a terminal, with about how long it
+    will still take, else a line for each."""
     console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
-        with console.status("measuring") as status:
-            yield lambda line: status.update(Text(line))
-    else:
+    if not console.is_terminal:
         yield lambda line: console.print(line, markup=False, soft_wrap=True)
+        return
+    pace = Pace({"": expected_s})
+    pace.begin("")
+    with _line(console, lambda: about_left(pace.left_s())) as say:
+        say("measuring")
+        yield say
+
+
+def about_left(seconds: float) -> str:
+    """Such as `about 3 min left`; nothing once the time is over."""
+    return f"about {ceil(seconds / 60)} min left" if seconds > 0 else ""
 
 
 @contextlib.contextmanager
@@ -61,23 +74,27 @@ def progress_of_all(pace: Pace) -> Iterator[tuple[Say, Say]]:
     if not console.is_terminal:
         yield lambda line: note(f"{duration(pace.left_s())} left, {line}"), note
         return
-    columns = (
-        SpinnerColumn(),
-        Elapsed(),
-        _Left(pace),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _line(console, lambda: f"{duration(pace.left_s())} left") as say:
+        yield say, note
+
+
+@contextlib.contextmanager
+def _line(console: Console, left: Callable[[], str]) -> Iterator[Say]:
+    """A line of a terminal that says what is being done, since when, and how long it will take."""
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(
+        SpinnerColumn(), Elapsed(), _Left(left), text, console=console, transient=True
+    ) as progress:
         task = progress.add_task("", total=None)
-        yield lambda line: progress.update(task, description=line), note
+        yield lambda line: progress.update(task, description=line)
 
 
 class _Left(ProgressColumn):
-    """The time that all benchmarks together will still take."""
+    """The time that is left, as `left` says it."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, left: Callable[[], str]) -> None:
         super().__init__()
-        self._pace = pace
+        self._left = left
 
     def render(self, task: Task) -> Text:
-        return Text(f"{duration(self._pace.left_s())} left", style="dim")
+        return Text(self._left(), style="dim")

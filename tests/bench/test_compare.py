@@ -274,12 +274,13 @@ def test_medians_and_verdicts() -> None:
     first, second, *memory = compare.ratios(found)
     assert (first["ours"], first["theirs"], first["ratio"]) == (2.0, 4.0, 0.5)
     assert (first["at"], first["verdict"]) == ("512 tokens", "better 2x")
-    assert (second["at"], second["verdict"]) == ("2,048 tokens", "worse 0.667x")
+    assert (second["at"], second["verdict"]) == ("2,048 tokens", "worse 1.5x")
     assert {row["verdict"] for row in memory} == {"even"}
     figures = compare._figures(found)  # of the longest context
     assert figures["compare.ttft_cold_over_mlx_lm"] == 1.5
-    assert compare._verdict(2.0, compare.LESS, []) == "worse 0.5x"
+    assert compare._verdict(2.0, compare.LESS, []) == "worse 2x"
     assert compare._verdict(2.0, compare.MORE, []) == "better 2x"
+    assert compare._verdict(0.125, compare.MORE, []) == "worse 8x"
     assert compare._figures([{**r, "check": "wrong"} for r in found]) == {}
 
 

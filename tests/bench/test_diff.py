@@ -103,6 +103,15 @@ def test_a_folder_has_a_benchmark_of_two_models(tmp_path: Path) -> None:
     assert found["only"] == [f"quality one in {tmp_path / 'a'}"]
 
 
+def test_a_folder_with_two_results_of_the_same_is_refused(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a" / f"{name}.json", made("ttft")) for name in ("full", "quick")]
+    with pytest.raises(
+        ConfigError, match=r"two results of ttft some-model, full\.json and quick\.json: name one"
+    ):
+        diff(tmp_path / "a", paths[0])
+    assert diff(*paths)["only"] == []
+
+
 def test_different_benchmarks_are_refused(tmp_path: Path) -> None:
     a, b = (write(tmp_path / f"{name}.json", made(name)) for name in ("ttft", "decode"))
     with pytest.raises(ConfigError, match=r"same benchmark, got ttft in .* and decode in .*"):

@@ -1,4 +1,4 @@
-"""Records, tables and pages of benchmarks, from made-up reports."""
+"""Records and tables of benchmarks, from made-up reports."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import edgecortex
-from edgecortex.bench import compare, decode, plot, render, ttft
+from edgecortex.bench import compare, decode, ttft
 from edgecortex.bench.benches import BENCHES
 from edgecortex.bench.figures import FIGURES, LESS, MORE, figures_of
 from edgecortex.bench.report import (
@@ -23,11 +23,10 @@ from edgecortex.bench.report import (
     to_json,
 )
 from edgecortex.cli import bench as commands
-from edgecortex.errors import ConfigError, EdgeCortexError
-from tests.bench.reports import ROWS, made
+from edgecortex.errors import EdgeCortexError
+from tests.bench.reports import made
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "bench" / "results"
 # What the design asks for, by benchmark.
 ASKED = {
     "ttft": "warm_over_limit cold_over_warm_8k cold_4k_over_mlx_lm cold_4k_over_llama_cpp "
@@ -167,6 +166,7 @@ def test_ttft_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(ttft, "resolve", Path)
     monkeypatch.setattr(ttft, "_Rounds", Scripted)
     report = ttft.measure("m", [4096], 3, lambda line: None)
+    assert report["settings"]["llama.cpp"].startswith("not measured: ")
     assert report["figures"] == {
         "ttft.cold_4k_over_mlx_lm": 0.5,
         "ttft.saving_slowdown_pct": 6.0,
@@ -219,6 +219,37 @@ def test_rounds_are_one_line() -> None:
     ]
 
 
+def test_whole_numbers_that_rounds_differ_in_are_measurements() -> None:
+    rows = [
+        {"round": turn, "side": side, "scenario": "equal16", "tokens_per_s": rate, "kv_bytes": size}
+        for turn, side, rate, size in (
+            (1, "ours", 138.5, 35_435_520),
+            (1, "mlx_lm", 118.8, 188_743_680),
+            (2, "ours", 98.1, 35_850_240),
+            (2, "mlx_lm", 126.8, 188_743_680),
+        )
+    ]
+    ((_, lines),) = tables(rows)
+    assert lines == [
+        ["ours", "equal16", "118.3 (98.1 to 138.5)", "35,642,880 (35,435,520 to 35,850,240)"],
+        ["mlx_lm", "equal16", "122.8 (118.8 to 126.8)", "188,743,680"],
+    ]
+
+
+def test_whole_numbers_that_say_what_was_measured_are_lines_of_their_own() -> None:
+    """Sizes of contexts; a side that was left out in the second round has fewer of them."""
+    rows = [
+        {"what": "cold", "side": "ours", "tokens": n, "round": turn, "ttft_s": n * turn / 8}
+        for turn, sizes in ((1, (512, 2048)), (2, (512,)))
+        for n in sizes
+    ]
+    ((_, lines),) = tables(rows)
+    assert lines == [["cold", "ours", "512", "96 (64 to 128)"], ["cold", "ours", "2,048", "256"]]
+    streams = [{"what": "memory", "streams": n, "said": 8, "mb": 1.5} for n in (10, 10, 100)]
+    ((_, lines),) = tables(streams)
+    assert [line[1] for line in lines] == ["10", "10", "100"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -245,125 +276,3 @@ def test_what_words_mean_stands_below_the_tables(capsys: pytest.CaptureFixture[s
         "Linux x86_64, CPU (made up), 2 CPUs, 8.0 GB of memory, edgecortex 1.2.3, mlx 0.32.4; "
         "2026-01-02T03:04:05+00:00\n"
     )
-
-
-# Pages.
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Reports of every made-up kind, and a file that is none."""
-    for name in ROWS:
-        (tmp_path / f"{name}.json").write_text(json.dumps(made(name)))
-    (tmp_path / "run.json").write_text('{"seconds": {}}')
-    return tmp_path
-
-
-def test_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
-    assert set(render.collect(folder)) == set(ROWS)
-    page = (folder / "REPORT.md").read_text("utf-8")
-    for name in ROWS:
-        assert f"\n## {name}: {BENCHES[name].title} (some-model)\n" in page
-        for figure in made(name)["figures"]:
-            assert page.count(f"| `{figure}` | {FIGURES[figure].meaning} |") == 2
-    assert "| 1.3 |  | ≤ 1.2 | not reached | the machine: 1 |" in page
-    assert "| 37 agents |  | ≥ 34 | reached |" in page
-    missing = page[page.index("Not measured here: ") :].splitlines()[0]
-    assert "`ttft.cold_over_warm_8k`" in missing
-    assert "`ttft.warm_over_limit`" not in missing
-    assert "- cold: all tokens are read\n" in page
-    assert 'There are no pictures: no pictures are drawn without matplotlib: pip install "' in page
-    assert ".svg" not in page
-    tables = [part for part in page.split("\n\n") if part.startswith("|")]
-    assert len(tables) > len(ROWS)
-    for table in tables:
-        assert len({line.count("|") for line in table.splitlines()}) == 1
-
-
-def test_pictures_of_all_kinds(folder: Path) -> None:
-    pytest.importorskip("matplotlib")
-    render.collect(folder)
-    page = (folder / "REPORT.md").read_text("utf-8")
-    for name in ROWS:
-        assert f"]({name}.svg)\n" in page
-        assert (folder / f"{name}.svg").read_text("utf-8").lstrip().startswith("<?xml")
-        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    before = (folder / "ttft.svg").read_bytes()
-    render.collect(folder)
-    assert (folder / "ttft.svg").read_bytes() == before
-    assert "no pictures" not in page
-
-
-def test_every_benchmark_is_drawn() -> None:
-    assert set(plot.DRAWINGS) == set(BENCHES)
-
-
-def test_a_result_replaces_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
-    (tmp_path / "blas.svg").write_text("old")
-    (tmp_path / "blas.json").write_text("old")
-    render.save(made("blas"), tmp_path, "blas")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["blas.json", "blas.md"]
-    assert read_report(tmp_path / "blas.json") == made("blas")
-    page = (tmp_path / "blas.md").read_text("utf-8")
-    assert page.startswith("# blas: ")
-    assert "| 37.5 |" in page.replace(" × ", " ")
-
-
-def test_a_bar_in_a_cell_does_not_end_it() -> None:
-    assert render._table(["a"], [["x|y"]]) == ["| a |", "| --- |", "| x\\|y |"]
-
-
-def test_figures_of_another_model_say_so() -> None:
-    usual, other = made("ttft"), made("quality", settings={"model": "other"})
-    lines = render.figure_table({"a": usual, "b": made("blas"), "c": other})
-    assert [line.split("|")[1].strip() for line in lines[2:]] == [
-        "`ttft.warm_over_limit`",
-        "`ttft.hot_over_step`",
-        "`blas.prefill512_speedup`",
-        "`quality.kl` (other)",
-    ]
-
-
-# The README.
-
-
-def test_the_readme_says_what_the_results_say() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    before, after = render.around_block(text)
-    block = text[len(before) + len(render.BEGIN) + 1 : len(text) - len(after) - len(render.END)]
-    expected = render.readme_block(read_reports(RESULTS), RESULTS, ROOT)
-    assert block == expected, (
-        "the README is behind: edgecortex bench report bench/results --readme README.md"
-    )
-
-
-def test_the_page_of_the_results_is_theirs() -> None:
-    page = (RESULTS / render.COLLECTED).read_text("utf-8")
-    for report in read_reports(RESULTS).values():
-        for line in render.figure_table({"": report})[2:]:
-            assert line in page
-
-
-def test_a_readme_is_changed_between_its_markers_only(folder: Path) -> None:
-    readme = folder.parent / "README.md"
-    readme.write_text(f"# Mine\n\n{render.BEGIN}\nold\n{render.END}\n\nrest\n")
-    reports = read_reports(folder)
-    render.replace_block(readme, reports, folder)
-    once = readme.read_text("utf-8")
-    assert once.startswith(f"# Mine\n\n{render.BEGIN}\n")
-    assert once.endswith(f"{render.END}\n\nrest\n")
-    assert "old" not in once.replace("threshold", "")
-    assert "`ttft.warm_over_limit`" in once
-    render.replace_block(readme, reports, folder)
-    assert readme.read_text("utf-8") == once
-
-
-@pytest.mark.parametrize("text", ["", f"{render.BEGIN}", f"{render.END} {render.BEGIN}"])
-def test_a_readme_without_markers_is_left_alone(folder: Path, text: str) -> None:
-    readme = folder / "README.md"
-    readme.write_text(text)
-    with pytest.raises(ConfigError, match="expected a line <!-- bench:begin -->"):
-        render.replace_block(readme, read_reports(folder), folder)
-    assert readme.read_text() == text

@@ -9,8 +9,16 @@ import mlx.nn as nn
 import pytest
 
 from edgecortex.bench import roofline
-from edgecortex.bench.roofline import Work, _num_attended, _num_inputs, _num_weights
+from edgecortex.bench.roofline import (
+    HEADS,
+    Work,
+    _num_attended,
+    _num_heads,
+    _num_inputs,
+    _num_weights,
+)
 from edgecortex.config import EngineConfig
+from edgecortex.errors import EdgeCortexError
 from edgecortex.models.adapter import load_model
 from edgecortex.runner import ModelRunner
 from tests import tiny
@@ -111,3 +119,23 @@ def test_weights_in_few_bits_are_counted_one_by_one(bits: int) -> None:
     mx.eval(packed.parameters())
     assert _num_weights(packed) == 128 * 64
     assert _num_inputs(packed) == 128
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_are_counted_whatever_they_are_called(name: str) -> None:
+    layer = nn.Module()
+    layer.self_attn = nn.Module()
+    setattr(layer.self_attn, name, 14)
+    assert _num_heads(layer) == 14
+
+
+def test_heads_that_cannot_be_counted() -> None:
+    layer = nn.Module()
+    for part in (None, nn.Module()):
+        layer.self_attn = part
+        with pytest.raises(
+            EdgeCortexError, match="how many heads Module has: expected a self_attn"
+        ):
+            _num_heads(layer)
+    with pytest.raises(EdgeCortexError, match="with one of n_heads, num_heads"):
+        _num_heads(nn.Module())

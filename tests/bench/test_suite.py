@@ -197,6 +197,13 @@ def test_the_command_says_all_settings(folder: Path) -> None:
     assert quick[3:] == ["bench", "ttft", "--model", "m", "--out", str(folder), "--quick"]
     full = suite.command(suite.Record(folder, "m", False, True), "ttft")
     assert full == quick[:-1]
+    gguf = Path("a.gguf")
+    record = suite.Record(folder, "m", False, True, gguf)
+    for name in ("ttft", "compare"):
+        assert suite.command(record, name)[-2:] == ["--gguf", str(gguf.absolute())]
+    assert "--gguf" not in suite.command(record, "decode")
+    with pytest.raises(ConfigError, match=r"has a run with gguf '.*a\.gguf', not None"):
+        suite.Record(folder, "m", False, False)
 
 
 # The time that is left.

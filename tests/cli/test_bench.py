@@ -23,6 +23,7 @@ from edgecortex.bench import (
     suite,
     ttft,
 )
+from edgecortex.cli import measuring
 from edgecortex.errors import EdgeCortexError
 from tests.bench.reports import made
 from tests.cli.conftest import Cli
@@ -106,6 +107,36 @@ def test_ttft(cli: Cli, asked: list[dict[str, Any]]) -> None:
     assert (result.code, json.loads(result.out)["benchmark"]) == (0, "ttft")
     assert result.err == "measuring\n"
     assert asked == [{"model": "smollm2-135m", "contexts": [512, 2048], "repeat": 2}]
+
+
+def test_ttft_with_a_gguf_file(cli: Cli, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    refused = cli("bench", "ttft", "--gguf", str(path))
+    assert (refused.code, "expected the model's GGUF file" in refused.err) == (1, True)
+    path.write_text("")
+    assert cli("bench", "ttft", "--gguf", str(path)).code == 0
+    assert [settings["gguf"] for settings in asked] == [path]
+
+
+def test_the_time_that_is_left_is_told_on_a_terminal(
+    cli: Cli, asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    assert "about 20 min left" in cli("bench", "ttft").err
+    assert "about 1 min left" in cli("bench", "ttft", "--quick").err
+    other = cli("bench", "ttft", "--contexts", "64").err
+    assert "measuring" in other
+    assert "min left" not in other
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1200, "about 20 min left"), (61, "about 2 min left"), (1, "about 1 min left"), (0, "")],
+)
+def test_about_how_long(seconds: float, text: str) -> None:
+    assert measuring.about_left(seconds) == text
 
 
 def test_quick_and_what_goes_before_it(cli: Cli, asked: list[dict[str, Any]]) -> None:
@@ -296,6 +327,16 @@ def test_all(cli: Cli, two: list[str], tmp_path: Path) -> None:
     refused = cli("bench", "all", "--out", str(out))
     assert (refused.code, "has a run with quick True, not False" in refused.err) == (2, True)
     assert cli("bench", "all", "--out", str(out), "--again").code == 0
+
+
+@pytest.mark.usefixtures("two")
+def test_all_with_a_gguf_file(cli: Cli, tmp_path: Path) -> None:
+    path, out = tmp_path / "a.gguf", tmp_path / "out"
+    refused = cli("bench", "all", "--gguf", str(path), "--out", str(out))
+    assert (refused.code, "expected the model's GGUF file" in refused.err) == (1, True)
+    path.write_text("")
+    assert cli("bench", "all", "--gguf", str(path), "--out", str(out)).code == 0
+    assert json.loads((out / suite.RECORD).read_text())["settings"]["gguf"] == str(path)
 
 
 def test_all_without_a_folder(cli: Cli, two: list[str]) -> None:
