@@ -331,6 +331,7 @@ class Chat:
         self.agent.reset()
         self._last = None
         self._news = self.engine.call(News)  # on its thread the thoughts are gone by then
+        self._unsaved = True
         if self._taught:
             self.teach()
         self.note("forgotten")

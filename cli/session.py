@@ -1,6 +1,7 @@
 """`edgecortex session`: agents that outlive a run."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,6 +115,8 @@ def restore(
     if as_json:
         print(json.dumps(row))
         return
+    if came.notice:
+        print(f"edgecortex: {came.notice}", file=sys.stderr)
     print(
         f"{came.num_disk_tokens:,} of {came.num_tokens:,} tokens from disk in "
         f"{came.seconds * 1000:.0f} ms, {num_read:,} read anew"

@@ -1,7 +1,9 @@
 """`edgecortex workflow`: phases of agents that go on from what earlier phases computed."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,10 +47,11 @@ def workflow(
     if name is None:
         raise ConfigError("expected a workflow: a TOML file, or one that --list shows")
     plan = workflows.load(name)
-    kept = _run(plan, model, options.engine_config(kv_format, kv_budget, no_cache), kept=True)
-    cold = []
-    if compare:
-        cold = _run(plan, model, options.engine_config(kv_format, kv_budget, True), kept=False)
+    config = options.engine_config(kv_format, kv_budget, no_cache)
+    with TemporaryDirectory() as empty:  # neither of two that are compared knows earlier runs
+        first = replace(config, store_path=Path(empty)) if compare else config
+        kept = _run(plan, model, first, kept=True)
+    cold = _run(plan, model, replace(config, use_store=False), kept=False) if compare else []
     _show(plan, kept, cold, as_json)
 
 
@@ -63,23 +66,29 @@ def _run(plan: Any, model: str, config: Any, kept: bool) -> "list[Answer]":
 def _show(plan: Any, kept: "list[Answer]", cold: "list[Answer]", as_json: bool) -> None:
     from edgecortex import phases
 
-    reports = phases.compare(kept, cold) if cold else []
+    reports = phases.compare(kept, cold)
     if as_json:
         turns = [asdict(a) | {"num_read_tokens": a.num_read_tokens} for a in kept]
-        found = [asdict(r) | {"speedup": r.speedup} for r in reports]
+        found = [
+            asdict(r) | {"num_saved_tokens": r.num_saved_tokens, "speedup": r.speedup}
+            for r in reports
+        ]
         print(json.dumps({"name": plan.name, "phases": found, "turns": turns}, ensure_ascii=False))
         return
     for answer in kept:
         if not answer.given:
             print(f"[{answer.phase}] {answer.agent}: {answer.text.strip()}\n")
-    Console().print(_compared(reports) if reports else _alone(kept))
+    Console().print(_compared(reports) if cold else _alone(kept))
 
 
 def _compared(reports: "list[PhaseReport]") -> Table:
-    table = Table("phase", "reused", "read", "read cold", "TTFT", "cold", "", "same")
-    table.caption = "tokens; median seconds to the first token; whether all answers were the same"
+    table = Table("phase", "reused", "read", "read cold", "saved", "TTFT", "cold", "", "same")
+    table.caption = (
+        "tokens, saved by earlier phases: read cold less read; mean seconds to the first token; "
+        "whether all answers were the same"
+    )
     for r in reports:
-        counts = (r.num_reused_tokens, r.num_read_tokens, r.num_cold_tokens)
+        counts = r.num_reused_tokens, r.num_read_tokens, r.num_cold_tokens, r.num_saved_tokens
         times = f"{r.ttft_kept_s:.2f}", f"{r.ttft_cold_s:.2f}", f"{r.speedup:.1f}×"
         table.add_row(r.name, *map("{:,}".format, counts), *times, "yes" if r.same_text else "no")
     return table

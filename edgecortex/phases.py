@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, replace
+from statistics import mean
 
 from edgecortex.agent import Agent
 from edgecortex.config import SamplingParams
@@ -36,10 +36,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class PhaseReport:
-    """A phase, kept against cold: tokens reused and read anew, and median times to first token.
+    """A phase: tokens reused and read anew, and the mean time to the first token, kept and cold.
 
-    `same_text` says that all answers were word for word the same both times; one that was
-    generated may differ where two tokens were as good as equally likely.
+    What takes a cold run is None without one. `same_text` says that all answers were word for
+    word the same both times; one that was generated may differ where two tokens were as good as
+    equally likely.
     """
 
     name: str
@@ -47,15 +48,21 @@ class PhaseReport:
     num_prompt_tokens: int
     num_reused_tokens: int
     num_read_tokens: int
-    num_cold_tokens: int
     ttft_kept_s: float
-    ttft_cold_s: float
-    same_text: bool
+    num_cold_tokens: int | None = None
+    ttft_cold_s: float | None = None
+    same_text: bool | None = None
 
     @property
-    def speedup(self) -> float:
+    def num_saved_tokens(self) -> int | None:
+        """Tokens that earlier phases saved this one from reading: cold less kept. Others of those
+        reused it had read itself, in an earlier turn."""
+        return None if self.num_cold_tokens is None else self.num_cold_tokens - self.num_read_tokens
+
+    @property
+    def speedup(self) -> float | None:
         """Cold over kept."""
-        return self.ttft_cold_s / self.ttft_kept_s
+        return None if self.ttft_cold_s is None else self.ttft_cold_s / self.ttft_kept_s
 
 
 def run(
@@ -81,25 +88,30 @@ def run(
     return answers
 
 
-def compare(kept: Sequence[Answer], cold: Sequence[Answer]) -> list[PhaseReport]:
-    """What keeping saved, phase by phase."""
+def compare(kept: Sequence[Answer], cold: Sequence[Answer] = ()) -> list[PhaseReport]:
+    """What keeping saved, phase by phase; `cold` may be left out."""
     reports = []
     for name in dict.fromkeys(answer.phase for answer in kept):
         some, others = ([a for a in answers if a.phase == name] for answers in (kept, cold))
-        reports.append(
-            PhaseReport(
-                name,
-                len(some),
-                sum(a.num_prompt_tokens for a in some),
-                sum(a.num_memory_tokens + a.num_disk_tokens for a in some),
-                sum(a.num_read_tokens for a in some),
-                sum(a.num_read_tokens for a in others),
-                median(a.ttft_s for a in some),
-                median(a.ttft_s for a in others),
-                [a.text for a in some] == [a.text for a in others],
-            )
+        report = PhaseReport(
+            name,
+            len(some),
+            sum(a.num_prompt_tokens for a in some),
+            sum(a.num_memory_tokens + a.num_disk_tokens for a in some),
+            sum(a.num_read_tokens for a in some),
+            mean(a.ttft_s for a in some),
         )
+        reports.append(_against(report, some, others) if others else report)
     return reports
+
+
+def _against(report: PhaseReport, kept: Sequence[Answer], cold: Sequence[Answer]) -> PhaseReport:
+    return replace(
+        report,
+        num_cold_tokens=sum(a.num_read_tokens for a in cold),
+        ttft_cold_s=mean(a.ttft_s for a in cold),
+        same_text=[a.text for a in kept] == [a.text for a in cold],
+    )
 
 
 class _Cast:

@@ -24,9 +24,10 @@ arXiv 2603.04428).
     agent = "critic"
     ask = "Somebody planned: {ann} What is missing?"
 
-An agent's newest answer stands for `{its name}` in later questions. A turn without an agent goes
-to the one whose `topics` the question has most of. `document` is read by an agent before it is
-asked anything: a file beside the workflow's, or `python:TOPIC` of Python's language reference.
+Each phase has a name of its own. An agent's newest answer stands for `{its name}` in later
+questions. A turn without an agent goes to the one whose `topics` the question has most of.
+`document` is read by an agent before it is asked anything: a file beside the workflow's, or
+`python:TOPIC` of Python's language reference.
 """
 
 import re
@@ -79,12 +80,25 @@ class Phase:
 
 @dataclass(frozen=True)
 class Workflow:
-    """Phases, and the agents that appear in them."""
+    """Phases, and the agents that appear in them.
+
+    Raises:
+        ConfigError: two phases have one name.
+    """
 
     name: str
     description: str
     agents: dict[str, Role]
     phases: tuple[Phase, ...]
+
+    def __post_init__(self) -> None:
+        names = [phase.name for phase in self.phases]
+        for number, name in enumerate(names, 1):
+            if (first := names.index(name) + 1) < number:
+                raise ConfigError(
+                    f"phase {number}: expected a name of its own, got {name!r}, which phase "
+                    f"{first} has; rename one of them"
+                )
 
 
 def built_in() -> dict[str, Path]:

@@ -10,6 +10,7 @@ import pytest
 from edgecortex import Engine, EngineConfig, SamplingParams
 from edgecortex.batch import Prompt, answer_all, read_prompts
 from edgecortex.errors import ClosedError, ConfigError
+from tests import scripted
 
 DEFAULTS = SamplingParams(max_tokens=8)
 JAPAN = "What is the capital of Japan?"
@@ -113,6 +114,19 @@ def test_answers_come_in_order_whoever_is_ready_first(engine: Engine) -> None:
     seeded = engine.agent(sampling=prompts[3].sampling)
     assert seeded.chat(prompts[3].text).text() == answers[3].text
     seeded.close()
+
+
+def test_a_batch_starts_from_what_an_earlier_run_has_stored(tmp_path: Path) -> None:
+    system = "You know the tides and the boats of this harbour, and nothing else at all. " * 4
+    found = []
+    for questions in (["Is it high tide?"], ["And now?", "Which boats are in?"]):
+        prompts = [Prompt(q, i, DEFAULTS, system) for i, q in enumerate(questions)]
+        with scripted.engine(folder=tmp_path) as engine:
+            found += [answer.stats for answer in answer_all(engine, prompts, 1)]
+    first, second, third = found
+    assert (first.num_memory_tokens, first.num_disk_tokens) == (0, 0)
+    for stats in (second, third):
+        assert len(system) - 64 < stats.num_disk_tokens <= len(system) + 4
 
 
 def test_leaving_early_stops_the_others(engine: Engine) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.continuing import MORE
+from tests.continuing import MORE, THINKER
 
 BLOCKS = [1, 3, 4, 5, 67, 68, 69, 131, 132, 133, 196, 580, 1095]  # 4 sinks, then blocks of 64
 WINDOW = [5, 68, 131, 511, 512, 515, 516, 517, 580, 581, 1028, 1093]  # and 512 seen at most
@@ -32,7 +32,17 @@ def test_a_new_process_goes_on_as_the_old_one(
     restored = run("restore", folder, tmp_path, lengths)
     for length in lengths:
         was, now = saved[f"at-{length}"], restored[f"at-{length}"]
+        assert was["agent"]["num_known"] == length < was["child"]["num_known"]
         for who in ("agent", "child"):
-            assert now[who]["token_ids"] == was[who]["token_ids"], (length, who)
-            assert now[who]["num_disk_tokens"] == length, (length, who)
+            same(was[who], now[who])
+            assert now[who]["num_disk_tokens"] == now[who]["num_known"], (length, who)
             assert now[who]["num_read_tokens"] == MORE, (length, who)
+    was, now = saved[THINKER], restored[THINKER]
+    same(was, now)
+    assert len(now["thoughts"]) == 1
+    assert now["num_disk_tokens"] == now["num_known"] - 1 > 512  # the newest token is not fed yet
+
+
+def same(was: dict[str, Any], now: dict[str, Any]) -> None:
+    """What came from disk aside, the one went on as the other."""
+    assert now | {"num_disk_tokens": 0} == was | {"num_disk_tokens": 0}

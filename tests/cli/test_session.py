@@ -51,6 +51,16 @@ def test_a_chat_becomes_a_session(cli: Cli, smollm2: Path) -> None:
     assert json.loads(cli("session", "list", "--json").out)[0]["num_messages"] == 3
 
 
+def test_a_reset_empties_the_session(cli: Cli, bob: Result) -> None:
+    result = cli("chat", "--session", "bob", stdin=b"/reset\n/quit\n")
+    assert (result.code, "session bob is saved" in result.err) == (0, True)
+    assert "Tokyo" not in cli("session", "show", "bob", "--json").out
+    again = cli("chat", "--session", "bob", stdin=f"{JAPAN}\n/stats\n".encode())
+    assert "session bob: 1 messages, 0 of 0 tokens back" in again.err
+    assert "The capital of Japan is Tokyo." in again.out
+    assert cli("session", "show", "bob").out.count("## assistant") == 1
+
+
 def test_a_session_has_its_own_system_prompt(cli: Cli, bob: Result) -> None:
     result = cli("chat", "--session", "bob", "--system", "Be brief.", stdin=b"")
     assert (result.code, result.out) == (2, "")
@@ -83,6 +93,9 @@ def test_verbs_of_a_session(cli: Cli, bob: Result, tmp_path: Path) -> None:
     assert [(row["name"], row["num_stored"]) for row in rows] == [("bob", 34), ("dave", 34)]
     restored = json.loads(cli("session", "restore", "dave", "--json").out)
     assert (restored["num_disk_tokens"], restored["num_read_tokens"]) == (34, 0)
+    assert "read again" not in cli("session", "restore", "dave").err
+    other = cli("session", "restore", "dave", "--kv-format", "kv8")
+    assert "the session's KV has another format: its tokens are read again" in other.err
 
 
 def test_restore_reads_again_what_is_lost(cli: Cli, bob: Result, own_store: Path) -> None:
@@ -92,6 +105,7 @@ def test_restore_reads_again_what_is_lost(cli: Cli, bob: Result, own_store: Path
     result = cli("session", "restore", "bob")
     assert "0 of 34 tokens from disk" in result.out
     assert "34 read anew" in result.out
+    assert "the KV of 34 of its 34 tokens is read again" in result.err
     assert cli("session", "verify", "bob").code == 0
 
 
