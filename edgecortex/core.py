@@ -105,10 +105,12 @@ class EngineCore:
             self._tell_read()
             return
         elsewhere = self.runner.model_s + self.sample_s
+        pending = [request.pending() for request, _ in batch]
         try:
             self._postprocess(*self._run(batch))
         except Exception as error:
-            self._fail_step(batch, error)
+            unfed = pending == [request.pending() for request, _ in batch]
+            self._fail_step(batch, error, again=unfed and len(batch) > 1)
             return
         seconds = time.perf_counter() - start
         self.overhead_s += seconds - (self.runner.model_s + self.sample_s - elsewhere)
@@ -147,8 +149,11 @@ class EngineCore:
         for request, token in zip(done, tokens, strict=True):
             if request.generation.stats.finish_reason:
                 continue  # it ended with another's
-            if reason := self._take(request, token):
-                self._finish(request, reason)
+            try:
+                if reason := self._take(request, token):
+                    self._finish(request, reason)
+            except Exception as error:  # whatever it is, it is this answer's own
+                self._fail(request, error)
 
     def _take(self, request: Request, token: int) -> str | None:
         """Adds a token to an answer. Returns why the answer ends with it, if it does."""
@@ -187,14 +192,18 @@ class EngineCore:
         request.answered(None if error else request.text, request.cut)
         request.generation.finish(reason, _emit(request, hold=False))
 
-    def _fail_step(self, batch: list[tuple[Request, int]], error: Exception) -> None:
-        """Ends the answers of a step; only those of side agents, where nothing of the others'
-        share has been counted in yet: they take the step again."""
-        side = [request for request, _ in batch if request.side]
-        unfed = all(request.pending() == n == 1 for request, n in batch if not request.side)
-        for request in side if side and unfed else [request for request, _ in batch]:
-            if request in self.scheduler.running:
-                self._fail(request, error)
+    def _fail_step(self, batch: list[tuple[Request, int]], error: Exception, again: bool) -> None:
+        """Ends the answers of a step; or has each take it `again` by itself, and ends those that
+        fail once more."""
+        for request, share in batch:
+            if request not in self.scheduler.running:
+                continue
+            try:
+                if not again:
+                    raise error
+                self._postprocess(*self._run([(request, share)]))
+            except Exception as own:
+                self._fail(request, own)
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Ends an answer with an error and lets its KV go: nobody knows how far it got."""

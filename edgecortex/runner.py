@@ -1,6 +1,5 @@
 """Runs steps: token ids in, logits out, KV in the pool."""
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from edgecortex.kv.plan import StepPlan
 from edgecortex.kv.pool import BlockPool
 from edgecortex.kv.segment import LayerKV, rotate, row_dtype
 from edgecortex.models.adapter import LoadedModel
+from edgecortex.models.machine import this_machine
 
 Feed = Iterable[tuple[Context, Sequence[int]]]
 REST_S = 0.5  # between two times that memory is given back
@@ -152,7 +152,13 @@ def _probe(model: LoadedModel) -> list[Shape]:
     tokens = list(range(10, 18))
     plan = StepPlan.build([(pool.open(), tokens)])
     pool.begin(plan)
-    ours = model.forward(plan.tokens, caches, None)
+    try:
+        ours = model.forward(plan.tokens, caches, None)
+    except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
+        raise ModelError(
+            f"{model.path.name} cannot run here: expected its layers to use their cache as "
+            f"mlx-lm's usual ones do, got {error!r}; choose another model"
+        ) from error
     theirs = model.reference(tokens)
     if any(cache.num_attended != 1 for cache in caches):
         raise ModelError(
@@ -181,10 +187,9 @@ def _row_nbytes(format: KVFormat, shape: Shape) -> int:
 
 
 def _default_budget() -> int:
-    """Half of what the device recommends to use, or of the machine's memory."""
+    """Half of what the device recommends to use, or of its memory."""
     recommended = mx.device_info().get("max_recommended_working_set_size")
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(recommended or memory) // 2
+    return int(recommended or this_machine().memory_bytes) // 2
 
 
 def measure_dense_from(format: KVFormat, shape: Shape) -> int:

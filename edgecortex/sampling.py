@@ -22,7 +22,8 @@ def sample(logits: mx.array, choices: Sequence[tuple[SamplingParams, int, int]])
 
 
 def _draw(logits: mx.array, params: SamplingParams, seed: int, index: int) -> mx.array:
-    logits = logits.astype(mx.float32) / params.temperature
+    logits = logits.astype(mx.float32)
+    logits = (logits - logits.max()) / max(params.temperature, 1e-30)  # low ones: 0 and -inf
     if params.top_p < 1:
         logits = _nucleus(logits, params.top_p)
     return mx.random.categorical(logits, key=mx.random.key((seed << 20) + index))

@@ -109,6 +109,7 @@ class Scheduler:
         self.side_share = SideShare(config.river_share, config.max_gap)
         self._num_steps = 0
         self._decode_s: float | None = None
+        self._num_decoding = 0  # when that was learnt
         self._prefill_token_s: float | None = None
 
     @property
@@ -145,7 +146,7 @@ class Scheduler:
         able = [request for request in self.running if request.wanted()]
         main = [request for request in able if not request.side]
         batch = self._shares(main or able)
-        if main and len(main) < len(able) and all(n == 1 for _, n in batch):
+        if len(able) > len(main) == len(batch) and all(n == 1 for _, n in batch):
             batch += self._side_shares([request for request in able if request.side])
         for request, _ in batch:
             request.last_step = self._num_steps
@@ -155,7 +156,7 @@ class Scheduler:
         """Everyone who decodes, and prefills as far as there is room beside them."""
         batch = [(request, 1) for request in able if request.pending() == 1]
         prefilling = [request for request in able if request.pending() > 1]
-        room = self.prefill_room() if batch else self.config.prefill_chunk
+        room = self.prefill_room(len(batch)) if batch else self.config.prefill_chunk
         for request in sorted(prefilling, key=lambda r: r.priority):
             if room <= 0:
                 break
@@ -181,22 +182,36 @@ class Scheduler:
         return min(self._format.share(request.context.num_own, room), request.wanted())
 
     def _admit_waiting(self) -> None:
+        num_main = sum(not request.side for request in self.running)
         for request in list(self.waiting):
-            if len(self.running) >= self.config.max_batch:
-                return
+            if (len(self.running) if request.side else num_main) >= self.config.max_batch:
+                continue
             if self._holds(request):
                 continue
             if not self._admit(request):
                 return
             self.waiting.remove(request)
             self.running.append(request)
+            num_main += not request.side
 
-    def prefill_room(self) -> int:
-        """Prefill tokens that fit into a step without stretching it past `max_gap`."""
-        if not self._decode_s or not self._prefill_token_s:
+    def charge_side(self, seconds: float) -> None:
+        """Counts what else was done for side agents, if a main agent waited meanwhile."""
+        if any(request.wanted() for request in self.running if not request.side):
+            self.side_share.charge(seconds)
+
+    def prefill_room(self, num_decoding: int) -> int:
+        """Prefill tokens that fit into a step without stretching it past `max_gap`. None where
+        it is not known what a step of about so many takes: it is taken alone, once."""
+        if not self._decode_s or not self._like_now(num_decoding):
+            return 0
+        if not self._prefill_token_s:
             return MIN_SHARE
         spare = (self.config.max_gap - 1) * self._decode_s / self._prefill_token_s
         return max(MIN_SHARE, min(int(spare), self.config.prefill_chunk))
+
+    def _like_now(self, num_decoding: int) -> bool:
+        """Whether a step of so many is about as long as those that were learnt from."""
+        return self._num_decoding <= 2 * num_decoding and num_decoding <= 2 * self._num_decoding
 
     def observe(self, batch: Sequence[tuple[Request, int]], seconds: float) -> None:
         """Learns from a step: how long decoding takes, and a token of prefill beside it."""
@@ -209,7 +224,8 @@ class Scheduler:
         shares = [n for _, n in batch]
         num_prefill = sum(n for n in shares if n > 1)
         if not num_prefill:
-            self._decode_s = blend(self._decode_s, seconds, 0.3)
+            known = self._decode_s if self._like_now(len(shares)) else None
+            self._decode_s, self._num_decoding = blend(known, seconds, 0.3), len(shares)
         elif self._decode_s and len(shares) > 1 and min(shares) == 1:
             extra = max(seconds - self._decode_s, 0.1 * seconds)
             self._prefill_token_s = blend(self._prefill_token_s, extra / num_prefill, 0.3)

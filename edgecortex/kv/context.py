@@ -20,17 +20,19 @@ class Attachment:
 
 
 class Newest:
-    """Arrays of which the newest `length` tokens, along `axis`, are kept."""
+    """Arrays of which the newest `length` tokens, along `axis`, are kept. `num_fresh` tokens have
+    come since it was last set to 0."""
 
     def __init__(self, length: int, axis: int) -> None:
         self.length, self.axis = length, axis
         self.parts: deque[mx.array] = deque()
-        self._num_tokens = 0
+        self._num_tokens = self.num_fresh = 0
 
     def add(self, new: mx.array) -> None:
         """Appends tokens; whole arrays that are not needed any more go."""
         self.parts.append(new)
         self._num_tokens += new.shape[self.axis]
+        self.num_fresh += new.shape[self.axis]
         while self._num_tokens - self.parts[0].shape[self.axis] >= self.length:
             self._num_tokens -= self.parts.popleft().shape[self.axis]
 

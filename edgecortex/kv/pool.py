@@ -8,7 +8,7 @@ from itertools import takewhile
 import mlx.core as mx
 
 from edgecortex.errors import BudgetError
-from edgecortex.kv import runs
+from edgecortex.kv import books, runs
 from edgecortex.kv.batch import BatchQuantizedKVCache
 from edgecortex.kv.context import Attachment, Context
 from edgecortex.kv.format import KVFormat
@@ -69,8 +69,10 @@ class BlockPool:
         return self.row_nbytes + sum(self._segment_nbytes[s] for s in context.segments)
 
     def growth(self, context: Context, num_tokens: int) -> int:
-        """Bytes that sealing up to `num_tokens` own tokens will add at most."""
-        now, then = (self.format.num_sealed(n) for n in (context.num_own, num_tokens))
+        """Bytes that sealing up to `num_tokens` own tokens will add at most: beside what others
+        hold too, which a window does not let go of."""
+        shared = sum(s.num_tokens for s in context.own_segments if s.refs > 1)
+        now, then = (self.format.num_sealed(n) - shared for n in (context.num_own, num_tokens))
         total = 0.0
         for window, nbytes in zip(self.windows, self._token_nbytes, strict=True):
             cap = then if window is None else window + self.format.block
@@ -83,20 +85,7 @@ class BlockPool:
         Raises:
             AssertionError: the books do not agree with what is held.
         """
-        contexts = self.contexts()
-        refs: dict[KVSegment, int] = {}
-        for context in contexts:
-            for segment in context.segments:
-                refs[segment] = refs.get(segment, 0) + 1
-        slab = sum(cache.nbytes for cache in self.caches)
-        held = sum(segment.nbytes for segment in refs)
-        _agree("references", refs, {s: s.refs for s in self._segment_nbytes})
-        _agree("slots", [self._by_slot[c.slot] is c for c in contexts], [True] * len(contexts))
-        if slab:
-            _agree("slab bytes", len(self._by_slot) * self.row_nbytes, slab)
-            _agree("used bytes", self.used_bytes, slab + held)
-        total = self.free_bytes + self.used_bytes + sum(self._reserved.values())
-        _agree("free + used + reserved", total, self.max_bytes)
+        books.check(self, self._by_slot, self._segment_nbytes)
 
     def contexts(self) -> list[Context]:
         """Every open context, in slot order."""
@@ -111,7 +100,7 @@ class BlockPool:
             BudgetError: not even its row fits.
         """
         if None not in self._by_slot:
-            self._grow(1 + len(self._by_slot) // 32)
+            self._grow()
         slot = self._by_slot.index(None)
         context = self._by_slot[slot] = Context(slot)
         return context
@@ -219,13 +208,15 @@ class BlockPool:
     def acquire(self, context: Context, num_tokens: int) -> bool:
         """Takes a context into use and promises room up to `num_tokens` own tokens.
 
-        Lets go of idle contexts, least recently used first. False if there is no room now.
+        Lets go of idle contexts, least recently used first, if that can make room. False if there
+        is none now.
         """
         self._idle.pop(context, None)
         self._reserved.pop(context, None)
         need = self.growth(context, num_tokens)
-        while need > self.free_bytes and self._evict_one():
-            pass
+        if need > self.free_bytes and need <= self.free_bytes + self._idle_bytes():
+            while need > self.free_bytes and self._evict_one():
+                pass
         if need > self.free_bytes:
             self._idle[context] = None
             return False
@@ -362,6 +353,16 @@ class BlockPool:
         for segment in old:
             self._drop(segment)
 
+    def _idle_bytes(self) -> int:
+        """What would be free besides if all idle contexts were closed."""
+        busy = [context for context in self.contexts() if context not in self._idle]
+        held = {segment for context in busy for segment in context.segments}
+        alone = sum(n for segment, n in self._segment_nbytes.items() if segment not in held)
+        rows = len(self._by_slot)
+        for num_left in range(len(self.contexts()) - 1, len(busy) - 1, -1):
+            rows = num_left if num_left <= rows // 2 else rows  # as `close` repacks
+        return alone + (len(self._by_slot) - rows) * self.row_nbytes
+
     def _evict_one(self) -> bool:
         if not self._idle:
             return False
@@ -370,7 +371,10 @@ class BlockPool:
         self.close(context)
         return True
 
-    def _grow(self, num_slots: int) -> None:
+    def _grow(self) -> None:
+        num_slots = 1 + len(self._by_slot) // 32
+        if num_slots * self.row_nbytes > self.free_bytes:
+            num_slots = 1
         need = num_slots * self.row_nbytes
         while need > self.free_bytes and self._evict_one():
             if None in self._by_slot:
@@ -393,8 +397,3 @@ class BlockPool:
         self._by_slot = list(contexts)
         for slot, context in enumerate(contexts):
             context.slot = slot
-
-
-def _agree(what: str, expected: object, got: object) -> None:
-    if expected != got:
-        raise AssertionError(f"KV pool: {what} disagree: expected {expected}, got {got}")

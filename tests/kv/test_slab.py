@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from edgecortex.config import EngineConfig
+from edgecortex.errors import BudgetError
 from edgecortex.kv.batch import BatchQuantizedKVCache
 from edgecortex.kv.context import Context
 from edgecortex.runner import ModelRunner
@@ -65,3 +66,33 @@ def test_who_came_and_was_not_used_can_go(runner: ModelRunner) -> None:
     runner.run([(last, IDS), (fresh, IDS)])
     logits = said(runner, first, last, fresh)
     np.testing.assert_allclose(logits, np.repeat(alone, 3, axis=0), atol=2e-4)
+
+
+def test_room_for_one_row_is_room_for_one_agent() -> None:
+    """Rows come in larger steps where there are many, but not where there is no room for them."""
+    rows = 34
+    model = tiny.make("llama")
+    row = ModelRunner(model, EngineConfig(kv_format="kv4")).pool.row_nbytes
+    pool = ModelRunner(model, EngineConfig(kv_format="kv4", kv_budget_bytes=rows * row)).pool
+    for _ in range(rows):
+        pool.open()
+    with pytest.raises(BudgetError):
+        pool.open()
+    pool.check()
+
+
+def test_nobody_goes_where_that_would_not_make_room() -> None:
+    model = tiny.make("llama")
+    whole = ModelRunner(model, EngineConfig(kv_format="kv4")).pool
+    budget = whole.growth(Context(0), 1000) + 3 * whole.row_nbytes
+    runner = ModelRunner(model, EngineConfig(kv_format="kv4", kv_budget_bytes=budget))
+    pool = runner.pool
+    resting, busy, late = (pool.open() for _ in range(3))
+    assert pool.acquire(busy, 800)
+    runner.run([(resting, IDS)])
+    pool.release(resting)
+    assert not pool.acquire(late, 400)
+    assert resting in pool.contexts()
+    assert pool.acquire(late, 220)
+    assert resting not in pool.contexts()
+    pool.check()

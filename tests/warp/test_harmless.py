@@ -66,11 +66,12 @@ def test_a_stream_that_fails_harms_nobody(engine: Engine, monkeypatch) -> None:
     answer, beside = (agent.chat("Tell me more.", limit(150)) for agent in (river, bystander))
     next(iter(answer))
     with monkeypatch.context() as patch:
-        stream = river.spawn("Think of it.")
+        stream, sibling = (river.spawn("Think of it.") for _ in range(2))
         failed = failing_for(engine, stream, patch)
-        thought = stream.result(60)
+        thought, other = (each.result(60) for each in (stream, sibling))
         assert failed.is_set()
     assert (thought.status, thought.reason) == ("failed", "out of luck")
+    assert other.status == "rejected"
     assert answer.text() == text
     assert len(beside.text()) == 150
     np.testing.assert_allclose(logits_after(river, NEXT), logits, **SAME)

@@ -1,0 +1,115 @@
+"""Who runs with how many tokens: simulated steps on a made-up machine."""
+
+from collections.abc import Callable
+
+import pytest
+
+from edgecortex.config import EngineConfig, SamplingParams
+from edgecortex.generation import Generation
+from edgecortex.kv.context import Context
+from edgecortex.scheduler import Request, Scheduler
+
+DECODE_S, TOKEN_S, PREFILL_S = 0.05, 0.005, 0.0005  # a step's, and each row's
+
+
+def request(prompt: int, most: int, side: bool = False) -> Request:
+    sampling = SamplingParams(max_tokens=most)
+    made = Request(object(), [7] * prompt, sampling, Generation(), lambda text, cut: None, None)  # type: ignore[arg-type]
+    made.side = side
+    return made
+
+
+def admit(request: Request) -> bool:
+    request.context = Context(0)
+    return True
+
+
+def scheduler(**config: int) -> Scheduler:
+    return Scheduler(EngineConfig(kv_format="kv4", **config), admit, lambda request: False)
+
+
+def step(scheduler: Scheduler) -> tuple[int, int, float]:
+    """Takes a step. Returns: how many decode, how many tokens are read, and its seconds."""
+    batch = scheduler.schedule()
+    decoding = sum(each.pending() == 1 for each, _ in batch)
+    reading = sum(n for each, n in batch if each.pending() > 1)
+    seconds = DECODE_S + TOKEN_S * decoding + PREFILL_S * reading
+    for each, n in batch:
+        assert each.context
+        each.context.token_ids += each.next_ids(n)
+        if each.pending() == 0:
+            each.generation.add_token(7, "x")
+            if len(each.generation.token_ids) == each.sampling.max_tokens:
+                scheduler.remove(each)
+    scheduler.observe(batch, seconds)
+    return decoding, reading, seconds
+
+
+def count(scheduler: Scheduler, wanted: Callable[[], bool], most: int) -> int:
+    """Takes steps until something is true. Returns how many."""
+    for number in range(most):
+        if wanted():
+            return number
+        step(scheduler)
+    pytest.fail(f"not in {most:,} steps")
+
+
+def test_many_long_prompts_are_read_on_an_engine_that_is_new() -> None:
+    """From the first that decodes on, the others are read as fast as it allows."""
+    engine = scheduler()
+    prompts = [request(2000, 500) for _ in range(16)]
+    for prompt in prompts:
+        engine.add(prompt)
+    assert count(engine, lambda: all(each.generation.token_ids for each in prompts), 600) < 300
+
+
+@pytest.mark.parametrize("before", [1, 64])
+def test_the_gap_is_that_of_those_who_decode_now(before: int) -> None:
+    """Whoever decoded before: what they took tells nothing of one alone."""
+    engine = scheduler()
+    for _ in range(before):
+        engine.add(request(10, 40))
+    count(engine, lambda: not engine.has_work, 400)
+    one = request(10, 2000)
+    engine.add(one)
+    count(engine, lambda: len(one.generation.token_ids) == 3, 20)
+    late = request(4000, 1)
+    engine.add(late)
+    steps = []
+    while not late.generation.token_ids:
+        steps.append(step(engine))
+    alone = DECODE_S + TOKEN_S
+    assert max(seconds for *_, seconds in steps) <= 2.6 * alone
+    assert len(steps) < 40
+
+
+def test_side_agents_do_not_keep_main_ones_out() -> None:
+    engine = scheduler(max_batch=4)
+    sides = [request(10, 100, side=True) for _ in range(6)]
+    for side in sides:
+        engine.add(side)
+    step(engine)
+    assert engine.running == sides[:4]
+    mains = [request(10, 100) for _ in range(5)]
+    for main in mains:
+        engine.add(main)
+    step(engine)
+    assert engine.running == [*sides[:4], *mains[:4]]
+    assert engine.waiting == [*sides[4:], mains[4]]
+
+
+def test_side_agents_pay_only_for_what_a_main_one_waited_for() -> None:
+    engine = scheduler()
+    engine.charge_side(5.0)
+    assert engine.side_share._credit_s == 0
+    main = request(10, 100)
+    engine.add(main)
+    step(engine)
+    before = engine.side_share._credit_s
+    engine.charge_side(5.0)
+    assert engine.side_share._credit_s == before - 5.0
+    main.held = True
+    count(engine, lambda: not main.wanted(), 5)
+    before = engine.side_share._credit_s
+    engine.charge_side(5.0)
+    assert engine.side_share._credit_s == before
