@@ -1,19 +1,20 @@
 """An engine's contexts on disk: saved while it goes on, loaded when a prompt begins with them."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 
 from edgecortex.errors import StoreError
 from edgecortex.kv.blocks import BlockCodec, Snapshot
-from edgecortex.kv.context import Context, Mark
+from edgecortex.kv.context import Attachment, Context, Mark
 from edgecortex.kv.segment import KVSegment
 from edgecortex.store.cache import Match, PersistentKVCache
 from edgecortex.store.entry import Arrays, Chain, Entry, thought, window_of
 from edgecortex.store.sessions import Session
 
+Made = tuple[Entry, Callable[[], Arrays]]  # what is stored, and what makes it
 MAX_PENDING_BYTES = 1 << 30  # of KV that waits to be written
 REST_S = 0.016  # a block takes 2 to 3 ms to write: a twelfth of two cores
 
@@ -67,27 +68,29 @@ class Archive:
         """
         snapshot = self.codec.snapshot(context)
         nbytes = self.codec.pool.nbytes(context)
-        return self._start(lambda: self._put(snapshot, tail, session), nbytes)
+        return self._start(lambda: self._put(self._entries(snapshot, tail), session), nbytes)
 
-    def save_session(self, session: Session) -> "Future[int]":
-        """Starts to write a manifest of KV that is stored already."""
-        return self._start(lambda: self.store.sessions.write(session), 0)
+    def save_session(self, session: Session, attached: Sequence[Attachment] = ()) -> "Future[int]":
+        """Starts to write a manifest of KV that is stored already, and what is attached to it."""
+        thoughts = {laid.id: self.codec.thought(laid.segment) for laid in attached}
+        return self._start(lambda: self._put(self._thoughts(thoughts), session), 0)
 
-    def _put(self, snapshot: Snapshot, tail: bool, session: Session | None) -> int:
+    def _put(self, entries: Iterator[Made], session: Session | None) -> int:
         if session:  # nothing of it may go before the manifest is there
             keys = [(entry.id, entry.kind) for entry in session.entries()]
             self.store.index.pin(session.name, keys)
-        written = self.store.put(self._entries(snapshot, tail))
+        written = self.store.put(entries)
         if session:
             self.store.sessions.write(session)
         return written
 
-    def _entries(
-        self, snapshot: Snapshot, tail: bool
-    ) -> Iterator[tuple[Entry, Callable[[], Arrays]]]:
+    def _thoughts(self, attached: Mapping[str, Arrays]) -> Iterator[Made]:
+        for id, arrays in attached.items():
+            yield thought(id, self.chain.root), partial(dict, arrays)
+
+    def _entries(self, snapshot: Snapshot, tail: bool) -> Iterator[Made]:
         chain = replace(self.chain, marks=snapshot.marks)
-        for id, arrays in snapshot.attached.items():
-            yield thought(id, chain.root), partial(dict, arrays)
+        yield from self._thoughts(snapshot.attached)
         blocks = chain.blocks(snapshot.token_ids)
         for i, block in enumerate(blocks):
             yield block, partial(self._paced, partial(snapshot.block, i))

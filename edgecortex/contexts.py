@@ -140,13 +140,15 @@ class AgentContexts:
         return self.archive.match(wanted, context.marks if context else ())
 
     def _load(self, context: Context, wanted: Sequence[int], match: Match) -> None:
-        """Fills an empty context from disk, less what turns out to be unusable there."""
+        """Fills an empty context from disk, less what turns out to be unusable there. A match
+        that is not shorter than the one before is left: what is damaged could not be set aside."""
         while self.archive and match.num_tokens:
             try:
                 self.archive.load(context, wanted, match)
                 return
             except StoreError:
-                match = self._match(wanted, context)
+                again = self._match(wanted, context)
+                match = again if again.num_tokens < match.num_tokens else Match()
 
     def holds(self, agent: "Agent", ids: Sequence[int]) -> bool:
         """Whether an agent's resident context begins with these tokens."""
@@ -175,7 +177,7 @@ class AgentContexts:
         context = self._contexts.get(agent)
         if context and context.num_own and not context.base:
             return self.archive.save(context, tail=True, session=session)
-        return self.archive.save_session(session)
+        return self.archive.save_session(session, self.attached(agent))
 
     def save_blocks(self, agent: "Agent") -> None:
         """Starts to store an agent's sealed KV, if it has any and there is a store."""

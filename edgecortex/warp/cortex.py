@@ -42,11 +42,11 @@ REFERENCE = "{}\n\n"  # any words around it would be said again
 class CortexConfig:
     """How a River's Streams work.
 
-    `kinds` and `limits` are the router's, which listens if `listens`; `rule`, `num_landmarks`
-    (None: as many as the context's length asks for) and `refresh` the synapse's; `threshold`
-    the gate's, None lets every thought through. `mode` is how thoughts are injected: `forward` or
-    `graft`. All of them together are at most `max_share` of the River's tokens, or `ALLOWANCE`
-    tokens if that is more.
+    `kinds` and `limits` (of an answer) are the router's, which listens if `listens`; `rule`,
+    `num_landmarks` (None: as many as the context's length asks for) and `refresh` the synapse's;
+    `threshold` the gate's, None lets every thought through. `mode` is how thoughts are injected:
+    `forward` or `graft`. All of them together are at most `max_share` of the River's tokens, or
+    `ALLOWANCE` tokens if that is more.
 
     Raises:
         ConfigError: a value out of its range.
@@ -153,7 +153,12 @@ class Cortex:
     # On the engine's thread: the River.
 
     def admitted(self, context: Context) -> None:
-        """The River's answer has got a context: it is traced from now on."""
+        """The River's answer has got a context: what it asks for is counted anew."""
+        self.router.reset()
+        self._follow(context)
+
+    def _follow(self, context: Context) -> None:
+        """Has the River's context traced from now on."""
         self.synapse.forget(context.position)
         if context.trace is None:
             context.trace = Trace(len(self._core.pool.caches), NUM_QUERIES, RIVER_STATES)
@@ -233,8 +238,7 @@ class Cortex:
         tokens of it, but the landmarks."""
         told = self.river.conversation.copy()
         if told.messages and told.messages[-1]["role"] == "user":
-            said = self._core.scheduler.text_of(self.river) or "Let me think."
-            told.answered(said, [])
+            told.answered(self._core.scheduler.text_of(self.river) or "Let me think.", [])
         told.token_ids = []
         return told
 
@@ -253,7 +257,7 @@ class Cortex:
             segment = self.synapse.segment(self._core.runner, context)
         laid = Attachment(segment, 0, "synapse")
         self._core.contexts.begin(stream, Foreign(context.position, [laid]))
-        self._core.scheduler.side_share.charge(time.perf_counter() - start)
+        self._core.scheduler.charge_side(time.perf_counter() - start)
 
     def _trace(self, context: Context) -> None:
         """Reads the last of a context again, if nothing of it has been traced.
@@ -264,10 +268,10 @@ class Cortex:
         if context.trace and context.trace.hidden.parts:
             return
         pool, runner = self._core.pool, self._core.runner
-        self.admitted(context)
+        self._follow(context)
         reader = pool.fork(context)
         try:
-            kept = pool.truncate(reader, context.num_own - NUM_QUERIES)
+            kept = pool.truncate(reader, max(0, context.num_own - NUM_QUERIES))
             reader.trace = context.trace
             injection.with_room(pool, reader, context.num_own)
             for i in range(kept, context.num_own, 512):
@@ -301,7 +305,7 @@ class Cortex:
         except Exception as error:  # whatever it is, it is this Stream's own
             thought.status, thought.reason = "failed", str(error) or repr(error)
         thought.inject_s = time.perf_counter() - start
-        self._core.scheduler.side_share.charge(thought.inject_s)
+        self._core.scheduler.charge_side(thought.inject_s)
         self._end(stream, thought.status, thought.reason)
 
     def _merge(self, stream: Stream) -> None:
@@ -309,16 +313,17 @@ class Cortex:
         self._make_ready()
         side, main = contexts.get(stream), contexts.get(self.river)
         if side is None or main is None or not (side.num_own and main.num_own):
-            thought.status = "rejected"
-            thought.reason = "its River's context or its own is not in memory"
+            thought.status, thought.reason = "rejected", "a context of theirs is not in memory"
             return
         with self._core.pool.kept(side), self._core.pool.kept(main):
             self._trace(main)
             ids = self._core.model.tokenizer.encode(thought.text, first=False)
             thinking = self._core.runner.hidden_of(ids)
         assert main.trace
-        about = np.array(main.trace.hidden.all().astype(mx.float32))
-        self.gate.seen.add(about)
+        hidden = main.trace.hidden
+        about = np.array(hidden.all().astype(mx.float32))
+        self.gate.seen.add(about[max(0, len(about) - hidden.num_fresh) :])
+        hidden.num_fresh = 0
         verdict = self.gate.judge(thinking, about)
         thought.score = verdict.score
         if not verdict.accepted:
@@ -344,8 +349,7 @@ class Cortex:
     def _inject(self, stream: Stream, side: Context, main: Context) -> None:
         thought, generation = stream.thought, stream.generation
         assert generation is not None
-        text = REFERENCE.format(thought.text)
-        ids = self._core.model.tokenizer.encode(text, first=False)
+        ids = self._core.model.tokenizer.encode(REFERENCE.format(thought.text), first=False)
         said = side.num_own - generation.stats.num_prompt_tokens
         n = len(ids) if thought.mode == "forward" else said
         if not n:

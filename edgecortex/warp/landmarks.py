@@ -68,7 +68,7 @@ def recency(view: View, k: int) -> Landmarks:
 
 def chance(view: View, k: int) -> Landmarks:
     """The first tokens and random ones."""
-    random = np.random.default_rng(view.num_tokens)
+    random = np.random.default_rng(view.keys[0, -1].astype(np.float32).view(np.uint32))
     return _as_they_are(view, _top(random.random(view.keys.shape[:2]), k, 0))
 
 

@@ -10,6 +10,7 @@ from edgecortex.errors import ConfigError
 KINDS = ("TASK", "DELEGATE", "SEARCH", "CODE", "CHECK")
 MAX_IGNORED = 100
 MAX_OPENING = 64  # characters between a bracket and what follows the kind
+MAX_KIND = 32  # characters
 _KIND = re.compile(r"[A-Za-z0-9_-]+")
 _OPENING = re.compile(r"\[[ \t]*([A-Za-z0-9_-]+)[ \t]*([:\]])")
 _BEGUN = re.compile(r"\[[ \t]*[A-Za-z0-9_-]*[ \t]*")
@@ -64,7 +65,7 @@ class CortexRouter:
     difference.
 
     Raises:
-        ConfigError: a kind that is not made of letters, digits, `_` and `-`.
+        ConfigError: a kind that is not made of 1 to `MAX_KIND` letters, digits, `_` and `-`.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class CortexRouter:
         family: _Family | None = None,
     ) -> None:
         for kind in kinds:
-            if not _KIND.fullmatch(kind):
+            if not _KIND.fullmatch(kind) or len(kind) > MAX_KIND:
                 raise ConfigError(
-                    f"a kind of trigger must be letters, digits, _ and -, got {kind!r}"
+                    f"a kind of trigger must be letters, digits, _ and -, at most {MAX_KIND}, "
+                    f"got {kind!r}"
                 )
         self.kinds, self.limits, self.depth = tuple(kinds), limits or RouterLimits(), depth
         self._family = family or _Family()

@@ -294,6 +294,28 @@ def test_an_answer_that_fails_takes_no_thought_with_it(
     river.close()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_with_a_session_after_an_answer_that_fails(
+    folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thought was never stored before, and nothing of its River is in memory any more."""
+    with scripted.engine(SCRIPT, kind, folder) as engine:
+        river = make_river(engine)
+        thought = think(river, "find one")
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.core.scheduler, "observe", lambda *_: None)
+            patch.setattr(engine.core, "_run", lambda batch: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                river.chat("Go on.").text()
+        assert engine.call(lambda: engine.core.contexts.get(river)) is None
+        river.save("kept").result()
+    with scripted.engine(SCRIPT, kind, folder) as engine:
+        again, _ = engine.restore("kept")
+        assert [known.id for known in again.thoughts] == [thought.id]
+        again.read()
+        assert context_of(again).marks == ((thought.at, thought.id),)
+
+
 def test_a_reset_forgets_them(engine: Engine) -> None:
     river = make_river(engine)
     thought = think(river, "find one")

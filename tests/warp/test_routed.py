@@ -98,6 +98,13 @@ def test_limits_hold_for_a_river(engine: Engine) -> None:
     assert [reason for _, reason in river.cortex.router.ignored] == ["too many"] * 3
 
 
+def test_limits_are_those_of_an_answer(engine: Engine) -> None:
+    river = make_river(engine, limits=RouterLimits(max_tasks=2))
+    for number in (1, 2, 3):
+        river.chat("Ask for all.").text()
+        assert len(river.thoughts) == 2 * number
+
+
 def test_streams_of_streams(engine: Engine) -> None:
     shallow, deep = (make_river(engine, limits=RouterLimits(max_depth=n)) for n in (1, 2))
     shallow.chat("Ask for depth.").text()

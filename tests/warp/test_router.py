@@ -159,7 +159,7 @@ def test_configured_kinds_take_the_places_of_the_usual_ones() -> None:
     text = "[ASK_bob-2: who]\n[TASK: what]\n[.*: which]"
     assert found_in(text, kinds=("ASK_bob-2",)) == [("ASK_bob-2", "who")]
     assert found_in(text, kinds=()) == []
-    for kind in ("", "TWO WORDS", "A]", "Ä"):
+    for kind in ("", "TWO WORDS", "A]", "Ä", "A" * 33):
         with pytest.raises(ConfigError, match="must be letters, digits, _ and -"):
             CortexRouter(("TASK", kind))
 

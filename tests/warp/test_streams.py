@@ -316,3 +316,18 @@ def test_configurations_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         CortexConfig(**wrong)
     assert RouterLimits().max_depth == 1
+
+
+def test_the_gate_counts_every_token_of_a_river_once(engine: Engine) -> None:
+    """However many thoughts are judged: it would know that River better and better."""
+    river = make_river(engine)
+    assert river.cortex
+    seen, counts = river.cortex.gate.seen, []
+    for _ in range(3):
+        assert river.spawn("find one").result(60).status == "rejected"
+        counts.append(engine.call(lambda: seen.count))
+    assert counts[0] == counts[1] == counts[2]
+    river.chat("Tell me more.").text()
+    assert river.spawn("find one").result(60).status == "rejected"
+    held = context_of(river).num_own
+    assert counts[2] < engine.call(lambda: seen.count) < counts[2] + held

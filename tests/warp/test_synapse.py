@@ -214,3 +214,25 @@ def test_rivers_have_synapses_of_their_own(engine: Engine) -> None:
     assert segments[0] is not segments[1]
     for agent in (*streams, *rivers):
         agent.close()
+
+
+@pytest.mark.parametrize("num_tokens", [40, 100, 128, 300])
+def test_a_context_that_was_not_traced_is_read_again(num_tokens: int) -> None:
+    """Its newest tokens, or all of a short one, at their places: as when it was read first."""
+    with scripted.engine() as engine:
+        river, core = engine.agent(system="x" * num_tokens, sampling=limit(3)), engine.core
+        river.chat("Tell me of it.").text()
+        cortex = river.think_with(CortexConfig())
+
+        def traced() -> tuple[np.ndarray, np.ndarray]:
+            context = core.contexts.get(river)
+            assert context
+            with core.pool.kept(context):
+                cortex._trace(context)
+            assert context.trace
+            read = np.array(context.trace.hidden.all())
+            return read, core.runner.hidden_of(context.token_ids)[-len(read) :]
+
+        read, expected = engine.call(traced)
+        assert len(read) >= min(NUM_QUERIES, num_tokens)
+        np.testing.assert_allclose(read, expected, atol=1e-4)
