@@ -134,8 +134,7 @@ def fork(name: Name, new: Annotated[str, typer.Argument(help="The second one's n
 def rename(name: Name, new: Annotated[str, typer.Argument(help="Its new name.")]) -> None:
     """Give a session another name."""
     with kept.store() as store, store.sessions.locked(name, new):
-        store.sessions.copy(name, new)
-        store.sessions.remove(name)
+        store.sessions.rename(name, new)
 
 
 @app.command()

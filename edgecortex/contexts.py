@@ -188,10 +188,14 @@ class AgentContexts:
     def num_stored(self, agent: "Agent", token_ids: Sequence[int]) -> int:
         """How many of these tokens `save` would leave stored."""
         self._await_spill(agent)
-        if context := self._contexts.get(agent):
-            return 0 if context.base else common_prefix_len(context.token_ids, token_ids)
-        foreign = self._foreign.get(agent, Foreign())
-        if self.archive is None or foreign.base:
+        foreign = self._contexts.get(agent) or self._foreign.get(agent, Foreign())
+        if foreign.base:
+            return 0
+        if isinstance(foreign, Context):
+            common = common_prefix_len(foreign.token_ids, token_ids)
+            if common == foreign.num_own or not self.pool.slides:
+                return common  # windows are stored at the end only
+        if self.archive is None:
             return 0
         return self.archive.match(token_ids, marks_of(foreign.attached)).num_tokens
 

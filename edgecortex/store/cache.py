@@ -5,7 +5,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from edgecortex.store.entry import (
     encode,
     window_of,
 )
-from edgecortex.store.index import Index, Key, Totals
-from edgecortex.store.sessions import Sessions
+from edgecortex.store.found import Checked, Stats
+from edgecortex.store.index import Index, Key
+from edgecortex.store.sessions import Session, Sessions
 from edgecortex.tokens import common_prefix_len
 
 NUM_READERS, MANY = 2, 48  # for fewer files than this threads take longer to start than to read
@@ -46,27 +47,6 @@ class Match:
     @property
     def entries(self) -> list[Entry]:
         return [*self.blocks, *self.windows, *([self.tail] if self.tail else [])]
-
-
-@dataclass
-class Stats:
-    """What the store holds and takes."""
-
-    path: str
-    nbytes: int
-    max_bytes: int | None
-    num_pinned: int
-    num_quarantined: int
-    kinds: list[Totals]
-
-
-@dataclass
-class Checked:
-    """What `verify` found."""
-
-    num_entries: int = 0
-    nbytes: int = 0
-    damaged: list[str] = field(default_factory=list)
 
 
 class PersistentKVCache:
@@ -101,10 +81,16 @@ class PersistentKVCache:
         self.index.close()
 
     def tidy(self) -> None:
-        """Makes the index agree with the files, and clears up after processes that died."""
+        """Makes the index agree with files and sessions, and clears up after processes that died.
+
+        Raises:
+            StoreError: the store cannot be read or written.
+        """
         with self._reporting("use"):
             files.remove_leftovers(self.temporary)
             self._add_files(self.index.atomically(self._forget_missing))
+            self.sessions.pin_all()
+            self.sessions.unpin_lost()
 
     # Finding and reading.
 
@@ -183,8 +169,7 @@ class PersistentKVCache:
                         written[entry] = files.write_temporary(self.temporary, data)
                         num_written += len(data)
                 missing = self.index.atomically(lambda: self._settle(wanted, written))
-            if written:
-                files.sync_folder(self.blocks)
+            files.sync_folder(self.blocks)  # what others have written may not be durable yet
         self.shrink()
         return num_written
 
@@ -231,22 +216,21 @@ class PersistentKVCache:
         """Reads and checks what a session's KV is stored in; damaged files go into quarantine.
 
         Returns: `num_tokens` of the session, `num_kv_tokens` that were stored, `num_stored` that
-        still are from the beginning on, and an `error` if there is no reading it at all.
+        still are from the beginning on, and an `error` if there is no reading it at all, or not
+        all of what was injected into it.
         """
         try:
             session = self.sessions.load(name)
         except StoreError as error:
             return {"num_tokens": 0, "num_kv_tokens": 0, "num_stored": 0, "error": str(error)}
-        for entry in session.entries():
-            with contextlib.suppress(DamagedError):
-                self.read([entry], lambda i, arrays: None)
+        damaged = [entry for entry in session.entries() if not self._is_whole(entry)]
         ids = session.token_ids[: session.num_kv_tokens]
         found = self.match(session.chain, ids, session.num_windows)
         return {
             "num_tokens": len(session.token_ids),
             "num_kv_tokens": session.num_kv_tokens,
             "num_stored": found.num_tokens,
-            "error": None,
+            "error": _lost_thoughts(damaged, session),
         }
 
     def clear(self) -> int:
@@ -259,6 +243,14 @@ class PersistentKVCache:
         return freed
 
     # Inside.
+
+    def _is_whole(self, entry: Entry) -> bool:
+        """Whether it can be read; a file that cannot is in quarantine then."""
+        try:
+            self.read([entry], lambda i, arrays: None)
+        except DamagedError:
+            return False
+        return True
 
     def _tail(
         self, chain: Chain, parent: str, token_ids: Sequence[int], start: int
@@ -386,6 +378,15 @@ class PersistentKVCache:
             f"cannot {action} the store {self.folder}: {error.strerror}; make room or give it "
             "permissions, choose another folder with EDGECORTEX_STORE, or go on with --no-cache"
         )
+
+
+def _lost_thoughts(damaged: Iterable[Entry], session: Session) -> str | None:
+    if not (num_lost := sum(entry.kind == "thought" for entry in damaged)):
+        return None
+    return (
+        f"{num_lost} of the {len(session.thoughts)} thoughts injected into it cannot be read; "
+        "it goes on without, and what came after is read again"
+    )
 
 
 def _newest(blocks: Sequence[Entry], num_blocks: int, count: int) -> Sequence[Entry]:

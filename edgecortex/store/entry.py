@@ -8,7 +8,7 @@ as zeros.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -34,13 +34,15 @@ class DamagedError(StoreError):
 @dataclass(frozen=True)
 class Entry:
     """What a file holds. `id` names the tokens and all before them, so equal prefixes have equal
-    ids; a `window` has its block's id, and that block as parent."""
+    ids; a `window` has its block's id, and that block as parent. `below` is the block that a tail
+    builds on whose parent names something foreign too."""
 
     id: str
     kind: str
     parent: str
     root: str
     token_ids: tuple[int, ...]
+    below: str = field(default="", compare=False)
 
     @property
     def file_name(self) -> str:
@@ -88,8 +90,9 @@ class Chain:
     def tail(self, parent: str, token_ids: Sequence[int], start: int) -> Entry:
         """The tokens after the last complete block, from number `start` on."""
         ids = tuple(token_ids)
-        parent = self._tail_parent(parent, self._marks_in(start, start + len(ids)))
-        return Entry(self._named(parent, "tail", ids, ()), "tail", parent, self.root, ids)
+        seen = self._tail_parent(parent, self._marks_in(start, start + len(ids)))
+        below = parent if seen != parent else ""
+        return Entry(self._named(seen, "tail", ids, ()), "tail", seen, self.root, ids, below)
 
     def tail_parents(self, parent: str, start: int, stop: int) -> list[tuple[str, int]]:
         """Under which parents a tail of tokens `start` to `stop` may lie, and how many of its
@@ -137,6 +140,7 @@ def encode(entry: Entry, arrays: Arrays) -> bytearray:
         "parent": entry.parent,
         "root": entry.root,
         "checksum": _NO_CHECKSUM.decode(),
+        **({"below": entry.below} if entry.below else {}),
     }
     data = bytearray(safetensors.numpy.save(tensors, metadata))
     start = _checksum_start(data)
@@ -168,7 +172,7 @@ def _parse(view: memoryview) -> tuple[Entry, dict[str, np.ndarray]]:
     arrays = {name: _array(view[at:], spec) for name, spec in header.items()}
     ids = tuple(arrays.pop("token_ids").tolist())
     id, kind, parent, root = (metadata[key] for key in ("id", "kind", "parent", "root"))
-    return Entry(id, kind, parent, root, ids), arrays
+    return Entry(id, kind, parent, root, ids, metadata.get("below", "")), arrays
 
 
 def _array(data: memoryview, spec: Mapping[str, Any]) -> np.ndarray:

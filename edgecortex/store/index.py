@@ -24,22 +24,23 @@ T = TypeVar("T")
 _TABLES = """
 CREATE TABLE IF NOT EXISTS entries (
     id TEXT, kind TEXT, parent TEXT, root TEXT, num_tokens INTEGER, size INTEGER, used REAL,
-    token_ids BLOB, PRIMARY KEY (id, kind)
+    token_ids BLOB, below TEXT, PRIMARY KEY (id, kind)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_parent ON entries (parent);
+CREATE INDEX IF NOT EXISTS by_below ON entries (below);
 CREATE TABLE IF NOT EXISTS pins (
     session TEXT, id TEXT, kind TEXT, PRIMARY KEY (session, id, kind)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_pin ON pins (id, kind);
 """
 # What nothing else builds on, and no session holds. Windows share their block's id, so what has
-# it as parent builds on the block alone.
+# it below builds on the block alone.
 _LEAVES = """
-SELECT used, id, kind, size, parent FROM entries AS e
-WHERE (kind <> 'block' OR NOT EXISTS (SELECT 1 FROM entries AS c WHERE c.parent = e.id))
+SELECT used, id, kind, size, below FROM entries AS e
+WHERE (kind <> 'block' OR NOT EXISTS (SELECT 1 FROM entries AS c WHERE c.below = e.id))
 AND NOT EXISTS (SELECT 1 FROM pins AS p WHERE p.id = e.id AND p.kind = e.kind)
 """
-_SCHEMA = 1  # as `user_version`, once all files are noted
+_SCHEMA = 2  # as `user_version`, once all files are noted
 _TIMEOUT_S = 20  # to wait for another process
 
 Key = tuple[str, str]  # id, kind
@@ -78,12 +79,12 @@ class Index:
         """Notes entries and the sizes of their files in bytes."""
         now = time.time()
         rows = [
-            (e.id, e.kind, e.parent, e.root, len(e.token_ids), size, now, _blob(e))
+            (e.id, e.kind, e.parent, e.root, len(e.token_ids), size, now, _blob(e), _below(e))
             for e, size in entries
         ]
         self._run(
             lambda db: db.executemany(
-                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
             )
         )
 
@@ -129,11 +130,11 @@ class Index:
         leaves = self._rows(_LEAVES)
         heapq.heapify(leaves)
         while nbytes > 0 and leaves:
-            _, id, kind, size, parent = heapq.heappop(leaves)
+            _, id, kind, size, below = heapq.heappop(leaves)
             self.remove([(id, kind)])
             gone.append(((id, kind), size))
             nbytes -= size
-            for bared in self._rows(f"{_LEAVES} AND id = ? AND kind = 'block'", [parent]):
+            for bared in self._rows(f"{_LEAVES} AND id = ? AND kind = 'block'", [below]):
                 heapq.heappush(leaves, bared)
         return gone
 
@@ -287,6 +288,10 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _below(entry: Entry) -> str:
+    return entry.below or entry.parent
 
 
 def _blob(entry: Entry) -> bytes:

@@ -43,7 +43,7 @@ def export(store: PersistentKVCache, name: str, path: Path) -> Moved:
     """
     session = store.sessions.load(name)
     entries = session.entries()
-    tensors = {entry.file_name: data for entry in entries if (data := _checked(store, entry))}
+    tensors = {entry.file_name: data for entry in entries if (data := _whole_file(store, entry))}
     arrays = {name: np.frombuffer(data, np.uint8) for name, data in tensors.items()}
     metadata = {"format": _FORMAT, "manifest": session.to_json().decode()}
     data = safetensors.numpy.save(arrays, metadata)
@@ -61,14 +61,13 @@ def export(store: PersistentKVCache, name: str, path: Path) -> Moved:
     return Moved(session, len(entries), len(entries) - len(tensors), len(data))
 
 
-def _checked(store: PersistentKVCache, entry: Entry) -> bytes | None:
-    """The bytes of an entry's file, if it is there and whole."""
+def _whole_file(store: PersistentKVCache, entry: Entry) -> bytes | None:
+    """The bytes of an entry's file, if it is there, whole and what its name says."""
     try:
         data = store.path_of(entry).read_bytes()
-        decode(data)
+        return data if decode(data)[0] == entry else None
     except (OSError, DamagedError):
         return None
-    return data
 
 
 def import_file(store: PersistentKVCache, path: Path, name: str | None = None) -> Moved:
@@ -105,7 +104,7 @@ def _take(store: PersistentKVCache, file: Any, session: Session) -> Moved:
     wanted = {entry.file_name: entry for entry in session.entries()}
     whole = list(_whole(file, wanted))
     nbytes = store.put((entry, partial(_arrays, file, entry)) for entry in whole)
-    store.sessions.write(session)
+    store.sessions.write(session, partly=True)
     return Moved(session, len(wanted), len(wanted) - len(whole), nbytes)
 
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from edgecortex.errors import StoreError
 from edgecortex.store import files
 from edgecortex.store.entry import VERSION, Chain, Entry, thought, window_of
-from edgecortex.store.index import Index
+from edgecortex.store.index import Index, Key
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -30,6 +32,13 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "created": (int, float),
     "updated": (int, float),
 }
+_RANGES = {  # first and past the last
+    "num_sinks": (0, 1 << 31),
+    "block": (1, 1 << 31),
+    "num_windows": (0, 1 << 31),
+    "created": (0, 1e11),
+    "updated": (0, 1e11),
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Session:
     has an `id`, and `at`, `start` and `num_tokens` that say where.
 
     Raises:
-        StoreError: a value of another type, or a name that is not one.
+        StoreError: a value of another type or out of its range, or a name that is not one.
     """
 
     name: str
@@ -69,14 +78,30 @@ class Session:
             value, expected = getattr(self, each.name), _TYPES.get(each.name, int)
             if not isinstance(value, expected) or isinstance(value, bool):
                 raise StoreError(f"session {self.name!r}: {each.name} cannot be {value!r:.60}")
+        self._check_ranges()
         told = all(
             isinstance(m, dict) and all(isinstance(m.get(k), str) for k in ("role", "content"))
             for m in self.messages
         )
-        if not told or not all(type(i) is int for i in self.token_ids):
-            raise StoreError(f"session {self.name!r}: its messages or token ids are not such")
+        if not told:
+            raise StoreError(f"session {self.name!r}: its messages are not such")
+        for i in self.token_ids:
+            if type(i) is not int or not 0 <= i < 1 << 31:
+                raise StoreError(
+                    f"session {self.name!r}: token ids must be integers from 0 to 2**31 - 1, "
+                    f"got {i!r:.60}"
+                )
         if not all(_is_thought(kept) for kept in self.thoughts):
             raise StoreError(f"session {self.name!r}: its thoughts are not such")
+
+    def _check_ranges(self) -> None:
+        ranges = {**_RANGES, "num_kv_tokens": (0, len(self.token_ids) + 1)}
+        for name, (first, stop) in ranges.items():
+            if not first <= (value := getattr(self, name)) < stop:
+                raise StoreError(
+                    f"session {self.name!r}: {name} must be at least {first} and less than "
+                    f"{stop:.0f}, got {value!r:.60}"
+                )
 
     def entries(self) -> list[Entry]:
         """What its KV is stored in."""
@@ -146,6 +171,7 @@ class Sessions:
 
     def __init__(self, folder: Path, index: Index) -> None:
         self.folder, self.index = folder / "sessions", index
+        self._blocks = folder / "blocks"
         self._temporary, self._locks = folder / "temporary", folder / "locks"
         for path in (self.folder, self._locks):
             files.make_folder(path)
@@ -177,32 +203,63 @@ class Sessions:
             session = self.load(name)
         except StoreError as error:
             return {"name": name, "error": str(error)}
-        keys = [(entry.id, entry.kind) for entry in session.entries()]
         return {
             "name": name,
             "model": session.model,
             "kv_format": session.kv_format,
             "num_messages": len(session.messages),
             "num_tokens": len(session.token_ids),
-            "nbytes": self.index.size_of(keys),
+            "nbytes": self.index.size_of(self._keys(session)),
             "created": session.created,
             "updated": session.updated,
         }
 
-    def write(self, session: Session) -> None:
-        """Makes a session durable, in place of an older one of its name, and pins its blocks.
+    def write(self, session: Session, partly: bool = False) -> None:
+        """Makes a session durable, in place of an older one of its name, and pins its blocks. If
+        some of its KV is not there any more it is kept without: it is read when it goes on.
+
+        Args:
+            partly: its KV need not all be there.
 
         Raises:
             StoreError: it cannot be written, or its name differs from another's by case alone.
         """
-        other = self._like(session.name)
+        other, keys = self._like(session.name), self._keys(session)
         if other not in (None, session.name):
             raise StoreError(f"there is a session {other!r}; choose a name that differs in more")
-        keys = [(entry.id, entry.kind) for entry in session.entries()]
         self.index.pin(session.name, keys)
         with self._reporting("write", session.name):
-            files.replace_durably(self._path(session.name), session.to_json(), self._temporary)
-        self.index.pin(session.name, keys, only=True)
+            written = files.write_temporary(self._temporary, session.to_json())
+            with files.removing([written]):
+                gone = self.index.atomically(
+                    lambda: self._place(session.name, keys, written, partly)
+                )
+            files.sync_folder(self.folder)
+        if gone:
+            self.index.remove(gone)  # or the next save would count on them again
+            self.write(replace(session, num_kv_tokens=0), partly=True)
+
+    def _place(self, name: str, keys: list[Key], written: Path, partly: bool) -> list[Key]:
+        """Moves a manifest to its place and pins what it needs; or gives what is gone of that.
+        Evicting and unpinning are atomic too, so what was there stays."""
+        gone = [] if partly else [key for key in keys if not self._block(key).exists()]
+        if not gone:
+            with contextlib.suppress(FileNotFoundError):  # moved already: this is the second time
+                os.replace(written, self._path(name))
+            self.index.pin(name, keys, only=True)
+        return gone
+
+    def _keys(self, session: Session) -> list[Key]:
+        """Of the files that hold its KV."""
+        return [(self._stored_id(entry), entry.kind) for entry in session.entries()]
+
+    def _stored_id(self, entry: Entry) -> str:
+        """Its id, or that of a stored tail which begins with its tokens."""
+        if entry.kind != "tail":
+            return entry.id
+        num, tails = len(entry.token_ids), self.index.tails(entry.parent)
+        begun = [id for id, ids in tails if ids[:num] == entry.token_ids]
+        return entry.id if entry.id in begun or not begun else begun[0]
 
     def copy(self, name: str, new: str) -> Session:
         """A second session with the same past, at no copy of KV.
@@ -211,8 +268,25 @@ class Sessions:
             StoreError: no such session, or the new name is taken or no name.
         """
         session = replace(self.load(name), name=self.check_free(new), created=time.time())
-        self.write(session)
+        self.write(session, partly=True)
         return session
+
+    def rename(self, name: str, new: str) -> None:
+        """Gives a session another name, which may differ in case alone.
+
+        Raises:
+            StoreError: no such session, it cannot be written, or the new name is taken or no name.
+        """
+        session = self.load(name)
+        if new == name or self._like(check_name(new)) != name:
+            self.check_free(new)
+        keys, renamed = self._keys(session), replace(session, name=new).to_json()
+        self.index.pin(new, keys, only=True)
+        with self._reporting("rename", name):
+            files.replace_durably(self._path(name), renamed, self._temporary)
+            os.replace(self._path(name), self._path(new))
+            files.sync_folder(self.folder)
+        self.index.pin(name, [], only=True)
 
     def check_free(self, name: str) -> str:
         """
@@ -248,8 +322,8 @@ class Sessions:
             StoreError: one of them has it, or there is no locking it.
         """
         with contextlib.ExitStack() as stack:
-            for name in names:
-                path = self._locks / f"{check_name(name).lower()}.lock"
+            for name in {check_name(name).lower(): name for name in names}.values():
+                path = self._locks / f"{name.lower()}.lock"
                 with self._reporting("lock", name):
                     is_free = stack.enter_context(files.locked(path))
                 if not is_free:
@@ -269,17 +343,34 @@ class Sessions:
             yield
 
     def unpin_lost(self) -> None:
-        """Lets go of what was pinned for sessions that are not there, nor about to be."""
+        """Lets go of what was pinned for sessions that are not there, nor about to be: of none
+        while anybody writes files, which may be such a session's."""
+        if any(self._temporary.iterdir()):
+            return
         for name in self.index.pinned() - set(self.names()):
             with contextlib.suppress(StoreError), self.locked(name):
-                self.index.pin(name, [], only=True)
+                self.index.atomically(partial(self._unpin_if_lost, name))
+
+    def _unpin_if_lost(self, name: str) -> None:
+        if name not in self.names():
+            self.index.pin(name, [], only=True)
 
     def pin_all(self) -> None:
-        """Tells a new index what sessions hold."""
+        """Tells the index what sessions hold, if it is new or has lost that.
+
+        Raises:
+            StoreError: the index cannot be written.
+        """
         for name in self.names():
-            with contextlib.suppress(StoreError):  # a damaged one holds nothing
-                session = self.load(name)
-                self.index.pin(name, [(e.id, e.kind) for e in session.entries()])
+            self.index.atomically(partial(self._pin_again, name))
+
+    def _pin_again(self, name: str) -> None:
+        """At once, so that a save that ends meanwhile lets go of what only the older one held."""
+        try:
+            session = self.load(name)
+        except StoreError:  # a damaged one holds nothing
+            return
+        self.index.pin(name, self._keys(session))
 
     @contextlib.contextmanager
     def _reporting(self, action: str, name: str) -> Iterator[None]:
@@ -293,6 +384,9 @@ class Sessions:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
+
+    def _block(self, key: Key) -> Path:
+        return self._blocks / f"{key[0]}.{key[1]}.safetensors"
 
 
 def _digest(values: dict[str, Any]) -> str:

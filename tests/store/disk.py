@@ -6,7 +6,9 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from tests.store.blocks import (
     stored,
     tokens,
 )
+from tests.store.writer import session_of
 
 SCALE = 100  # 16 kB of floats in each entry
 NOBODY = 65534
@@ -53,7 +56,7 @@ def full_disk(folder: Path) -> None:
         for num_free in range(0, 30):
             entries = entries_of(tokens(1 + num_free, 30))
             fill(folder / "filler", num_free * 4096)
-            problem = problem_of(store, entries)
+            problem = problem_of(partial(store.put, stored(entries, SCALE)))
             assert problem is None or is_clear(problem), problem
             num_errors += problem is not None
             check_untouched(store)
@@ -64,9 +67,32 @@ def full_disk(folder: Path) -> None:
     print(num_errors)
 
 
-def problem_of(store: PersistentKVCache, entries: list[Entry]) -> str | None:
+def full_disk_of_sessions(folder: Path) -> None:
+    """As `full_disk`, while a session is written in place of another."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], check=True)
+    num_errors = 0
+    with opened(folder / "store") as store:
+        old = session_of(0, 0)
+        store.put(stored(old.entries()))
+        store.sessions.write(old)
+        for num_free in range(0, 16):
+            new = replace(old, rendered=f"{num_free} " * 10_000)
+            fill(folder / "filler", num_free * 4096)
+            problem = problem_of(partial(store.sessions.write, new))
+            assert problem is None or "No space left" in problem or "disk is full" in problem
+            num_errors += problem is not None
+            assert store.sessions.load("s") in ([old, new] if problem else [new])
+            assert os.listdir(store.temporary) == []
+            (folder / "filler").unlink()
+            store.sessions.write(new)
+            assert store.verify_session("s")["num_stored"] == len(old.token_ids)
+            old = new
+    print(num_errors)
+
+
+def problem_of(step: Callable[[], object]) -> str | None:
     try:
-        store.put(stored(entries, SCALE))
+        step()
     except StoreError as error:
         return str(error)
     return None
@@ -146,6 +172,5 @@ def without_writing(folder: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    {check.__name__: check for check in (full_disk, limited_files, read_only)}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
+    checks = full_disk, full_disk_of_sessions, limited_files, read_only
+    {check.__name__: check for check in checks}[sys.argv[1]](Path(sys.argv[2]))

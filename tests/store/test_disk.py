@@ -48,6 +48,12 @@ def test_a_full_disk_is_an_error_harms_nothing_and_passes(tmp_path: Path) -> Non
     assert num_errors > 10
 
 
+@pytest.mark.skipif(not can_mount(), reason="needs Linux and a namespace to mount a small disk in")
+def test_a_full_disk_leaves_a_session_as_it_was_or_is_to_be(tmp_path: Path) -> None:
+    num_errors = int(run("full_disk_of_sessions", tmp_path, tuple(IN_A_NAMESPACE)))
+    assert num_errors > 3
+
+
 def test_a_limit_on_the_size_of_files_is_an_error_harms_nothing_and_passes(tmp_path: Path) -> None:
     run("limited_files", tmp_path)
 
