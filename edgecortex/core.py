@@ -218,9 +218,21 @@ class EngineCore:
     # Admission.
 
     def _admit(self, request: Request) -> bool:
-        """Finds the request a context with what is already known of its prompt."""
+        """Whether there is room for a request; one for which that cannot be found out fails."""
+        try:
+            return self._find_context(request)
+        except Exception as error:  # whatever it is, it is this answer's own
+            self._fail(request, error)
+            return False
+
+    def _find_context(self, request: Request) -> bool:
+        """Finds the request a context with what is already known of its prompt. One that found no
+        room is not looked at again before there is another."""
+        if request.refused_in == self.pool.room:
+            return False
         found = self.contexts.recall(request.agent, request.prompt_ids, self._longest(request))
         if found is None:
+            request.refused_in = self.pool.room
             return False
         request.context = found.context
         if request.watcher:

@@ -56,6 +56,7 @@ class Request:
     num_stored: int | None = None  # leading tokens of the prompt on disk, once that was asked
     last_step: int = 0  # in which it had a share
     told_read: bool = False
+    refused_in: tuple[int, int] | None = None  # the pool's room when it had to wait
 
     def __post_init__(self) -> None:
         if self.sampling.seed is not None:

@@ -1,6 +1,7 @@
 """One engine, many agents: the batch, the budget, the order, and models that cannot run."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from edgecortex import Agent, Engine, EngineConfig, SamplingParams
 from edgecortex.errors import BudgetError, ClosedError, ModelError
 from tests import tiny
+from tests.scripted import until
 
 BUDGET = 24_000_000  # two agents of 150 tokens in full precision, not three
 JAPAN = "What is the capital of Japan?"
@@ -158,6 +160,27 @@ def test_a_step_that_fails_takes_down_those_in_it_and_nobody_else(
     assert first.chat("Go on.").text() == expected[0]
 
 
+def test_an_answer_that_cannot_begin_takes_nobody_down(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (engine.agent(sampling=limit(60)) for _ in range(2))
+    going = first.chat(JAPAN)
+    next(iter(going))
+    recall = engine.core.contexts.recall
+
+    def failing(agent: Agent, *more: Any) -> Any:
+        if agent is second:
+            raise RuntimeError("out of luck")
+        return recall(agent, *more)
+
+    monkeypatch.setattr(engine.core.contexts, "recall", failing)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        second.chat(JAPAN).text()
+    assert TOKYO in going.text()
+    monkeypatch.undo()
+    assert TOKYO in second.chat(JAPAN).text()
+
+
 def test_an_engine_that_fails_leaves_nobody_waiting(
     smollm2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +197,21 @@ def test_an_engine_that_fails_leaves_nobody_waiting(
 # The order.
 
 
+@contextmanager
+def recalls(engine: Engine) -> Iterator[list[Agent]]:
+    """For whom a context is looked up."""
+    seen: list[Agent] = []
+    recall = engine.core.contexts.recall
+
+    def counting(agent: Agent, *more: Any) -> Any:
+        seen.append(agent)
+        return recall(agent, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.core.contexts, "recall", counting)
+        yield seen
+
+
 def test_who_does_not_fit_waits_and_a_lower_priority_number_goes_first(engine: Engine) -> None:
     running, stream, river = (
         engine.agent(system=NOTES, priority=priority, sampling=limit(150)) for priority in (0, 1, 0)
@@ -181,6 +219,9 @@ def test_who_does_not_fit_waits_and_a_lower_priority_number_goes_first(engine: E
     first = running.chat("Go on.")
     next(iter(first))
     later, sooner = stream.chat("Go on."), river.chat("Go on.")
+    with recalls(engine) as counted:
+        until(engine, lambda: first.stats.num_generated_tokens > 20)
+    assert len(counted) <= 2  # who waits is not looked at again in every step
     first.cancel()
     next(iter(sooner))
     assert later.stats.num_generated_tokens == 0

@@ -7,7 +7,7 @@ sum, and are merged (online softmax, Milakov & Gimelshein, arXiv 1805.02867).
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +17,8 @@ import mlx.core as mx
 from edgecortex.cpu import exp2
 from edgecortex.kv.plan import HIDDEN
 from edgecortex.kv.segment import LayerKV
+
+PIECE = 4096  # sealed tokens that a prompt attends at once: scores of all of them may be too many
 
 
 class Partial(NamedTuple):
@@ -167,7 +169,8 @@ def prefill(
     past_mask: mx.array | None,
     own_mask: mx.array,
 ) -> mx.array:
-    """New tokens of one block over everything sealed before it, the sinks and their own block.
+    """New tokens of one block over everything sealed before it, the sinks and their own block:
+    piece by piece, merged as partial results are.
 
     Args:
         q: (n_kv_heads, G, n, head_dim).
@@ -180,21 +183,27 @@ def prefill(
     """
     heads, groups, n, dim = q.shape
     flat = q.reshape(heads, groups * n, dim)
-    runs = [(own, own_mask)] if past is None else [(own, own_mask), (past, past_mask)]
-    scores = []
-    for (keys, _), mask in runs:
-        s = _grouped(flat @ keys.swapaxes(-1, -2), groups).astype(mx.float32)
-        scores.append(s if mask is None else s + mask)
-    top = scores[0].max(axis=-1, keepdims=True)
-    for s in scores[1:]:
-        top = mx.maximum(top, s.max(axis=-1, keepdims=True))
-    out, total = mx.array(0.0), mx.array(0.0)
-    for s, ((_, values), _) in zip(scores, runs, strict=True):
-        p = exp2(s - top)
-        total = total + p.sum(axis=-1, keepdims=True)
+    top, total, out = mx.array(HIDDEN), mx.array(0.0), mx.array(0.0)
+    for keys, values, mask in [(*own, own_mask), *_pieces(past, past_mask)]:
+        scores = _grouped(flat @ keys.swapaxes(-1, -2), groups).astype(mx.float32)
+        scores = scores if mask is None else scores + mask
+        before, top = top, mx.maximum(top, scores.max(axis=-1, keepdims=True))
+        p, kept = exp2(scores - top), mx.power(2, before - top)
+        total = total * kept + p.sum(axis=-1, keepdims=True)
         p = p.astype(q.dtype).reshape(heads, groups * n, -1)
-        out = out + _grouped(p @ values, groups)
+        out = out * kept + _grouped(p @ values, groups)
     return (out / total).astype(q.dtype)
+
+
+def _pieces(
+    past: tuple[mx.array, mx.array] | None, mask: mx.array | None
+) -> Iterator[tuple[mx.array, mx.array, mx.array | None]]:
+    """Sealed keys, values and mask, `PIECE` tokens at a time."""
+    length = 0 if past is None else past[0].shape[1]
+    for start in range(0, length, PIECE):
+        assert past is not None
+        at = slice(start, start + PIECE)
+        yield past[0][:, at], past[1][:, at], None if mask is None else mask[..., at]
 
 
 def _grouped(x: mx.array, groups: int) -> mx.array:

@@ -64,6 +64,11 @@ class BlockPool:
         """What is neither used nor promised to a running answer."""
         return self.max_bytes - self.used_bytes - sum(self._reserved.values())
 
+    @property
+    def room(self) -> tuple[int, int]:
+        """Changes whenever there may be more room than before: free bytes, and idle contexts."""
+        return self.free_bytes, len(self._idle)
+
     def nbytes(self, context: Context) -> int:
         """Bytes that a context holds, shared segments in full."""
         return self.row_nbytes + sum(self._segment_nbytes[s] for s in context.segments)
@@ -80,11 +85,7 @@ class BlockPool:
         return int(total)
 
     def check(self) -> None:
-        """Counts everything anew from the arrays themselves.
-
-        Raises:
-            AssertionError: the books do not agree with what is held.
-        """
+        """Counts everything anew: `books.check`."""
         books.check(self, self._by_slot, self._segment_nbytes)
 
     def contexts(self) -> list[Context]:

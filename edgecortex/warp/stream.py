@@ -24,8 +24,9 @@ class Thought:
     the River itself). `status` is `waiting`, `thinking`, `accepted`, `rejected`, `failed` or
     `cancelled`, and `reason` says why where that needs saying. `score` is the gate's. An
     accepted one has an `id`, and the River sees its `num_tokens` tokens, from position `start` on,
-    since its own token number `at`. Times are in seconds: `think_s` of the Stream, `inject_s` of
-    judging and injecting.
+    since its own token number `at`. The Stream said `num_said` tokens: as many as it may say at
+    most if it was cut short. Times are in seconds: `think_s` of the Stream, `inject_s` of judging
+    and injecting.
     """
 
     task: str
@@ -41,6 +42,7 @@ class Thought:
     at: int = 0
     start: int = 0
     num_tokens: int = 0
+    num_said: int = 0
     think_s: float = 0.0
     inject_s: float = 0.0
 
@@ -119,4 +121,5 @@ class Stream(Agent):
         generation = self._current
         super()._answered(text, cut)
         if generation is not None and not self.thought.ended:
+            self.thought.num_said = generation.stats.num_generated_tokens
             self.owner.thought_of(self, text, generation)

@@ -69,7 +69,7 @@ def test_json_has_the_answer_thoughts_and_settings(cli: Cli, smollm2: Path) -> N
         assert thought.text
         assert thought.id
         assert -1 <= (thought.score or -2) <= 1
-        assert min(thought.think_s, thought.inject_s, thought.num_tokens) > 0
+        assert min(thought.think_s, thought.inject_s, thought.num_tokens, thought.num_said) > 0
     stats = found["stats"]
     assert stats["finish_reason"] in ("stop", "length")
     assert 0 < stats["num_generated_tokens"] <= 16

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecortex import cpu
+from edgecortex.kv import attention
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import FORMATS, KVFormat
 from edgecortex.kv.plan import StepPlan
@@ -22,12 +23,17 @@ from edgecortex.kv.segment import LayerKV, rotate
 TOLERANCE = 2e-4
 
 
-@pytest.fixture(scope="module", autouse=True, params=[cpu.WORTH_SHARING, 0], ids=["one", "two"])
-def streams(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Large products are shared by two CPU streams: here none is, then every one."""
-    before, cpu.WORTH_SHARING = cpu.WORTH_SHARING, request.param
+SIZES = [(cpu.WORTH_SHARING, attention.PIECE), (0, 100)]
+
+
+@pytest.fixture(scope="module", autouse=True, params=SIZES, ids=["whole", "parts"])
+def sizes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Large products are shared by two CPU streams, and long contexts are read in pieces: here
+    none is, then every one."""
+    before = cpu.WORTH_SHARING, attention.PIECE
+    cpu.WORTH_SHARING, attention.PIECE = request.param
     yield
-    cpu.WORTH_SHARING = before
+    cpu.WORTH_SHARING, attention.PIECE = before
 
 
 @dataclass
