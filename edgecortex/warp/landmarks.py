@@ -34,15 +34,23 @@ class View:
         """(n_kv_heads, R, L)."""
         return np.asarray(self.queries @ self.keys.swapaxes(1, 2))
 
-    @cached_property
+    @property
     def log_total(self) -> np.ndarray:
         """(n_kv_heads, R, 1): the logarithm of what a query's weights add up to."""
-        return _log_sum(self.scores)
+        return self._attention[1]
 
-    @cached_property
+    @property
     def weights(self) -> np.ndarray:
         """(n_kv_heads, R, L): the attention of each query."""
-        return np.exp2(self.scores - self.log_total)
+        return self._attention[0]
+
+    @cached_property
+    def _attention(self) -> tuple[np.ndarray, np.ndarray]:
+        most = self.scores.max(axis=2, keepdims=True)
+        weights = np.exp2(self.scores - most)
+        total = weights.sum(axis=2, keepdims=True)
+        weights /= total
+        return weights, most + np.log2(total)
 
 
 @dataclass(frozen=True)
