@@ -77,7 +77,8 @@ class Listener:
     def __init__(self, agent: "Agent") -> None:
         from edgecortex.warp.router import CortexRouter
 
-        self._agent, self._router = agent, CortexRouter()
+        config = agent.think_with().config
+        self._agent, self._router = agent, CortexRouter(config.kinds, config.limits)
         self._streams: list[Stream] = []
 
     def hear(self, piece: str) -> None:

@@ -21,7 +21,9 @@ HEAD_START = 4  # layers: these are computed while Python works out the next one
 class BatchQuantizedKVCache:
     """One layer of the KV of many agents: a slab of full-precision rows, and sealed segments.
 
-    Stands where mlx-lm expects a cache: `offset`, `make_mask`, `update_and_fetch`, `nbytes`.
+    Stands where mlx-lm expects a cache: `offset`, `make_mask`, `update_and_fetch`, `nbytes`. What
+    concerns one agent (mlx-lm's `trim`, `extract`, `merge`, `state`) is its context's and the
+    pool's: `truncate`, `fork`, `share`, `snapshot`.
     Attention goes through `attend`, which the model adapter calls in place of mlx-lm's own.
     Every token of a step is a batch row: keys arrive as (T, n_kv_heads, 1, head_dim).
 
