@@ -8,13 +8,14 @@ harm.
 import random
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from statistics import mean, stdev
 
 import mlx.core as mx
 import numpy as np
 
 from edgecortex import gate as kv_gate
-from edgecortex.bench.report import Report, Row, make_report, median
+from edgecortex.bench.report import ROUNDS, Report, Row, groups, make_report, median, spread
 from edgecortex.bench.synapse import NAMES, WORDS
 from edgecortex.bench.text import passages_within
 from edgecortex.config import EngineConfig
@@ -49,7 +50,7 @@ def measure(model: str, contexts: int, text: str, progress: Callable[[str], None
     gate = ValidationGate()
     gate.seen.add(runner.hidden_of(loaded.tokenizer.encode(PLAIN_TEXT, first=True)))
     found: dict[str, list[Row]] = {}
-    judged: dict[str, list[tuple[float, bool]]] = {}
+    judged: dict[str, list[list[tuple[float, bool]]]] = {}  # of each context
     for number, passage in enumerate(parts):
         progress(f"context {number + 1} of {contexts}")
         river = _river(runner, passage[:LENGTH])
@@ -62,19 +63,34 @@ def measure(model: str, contexts: int, text: str, progress: Callable[[str], None
         for related, source in ((True, passage), *((False, other) for other in others)):
             thought = runner.hidden_of(source[LENGTH + APART :])
             for name, score in _scores(gate, thought, _states(river)).items():
-                judged.setdefault(name, []).append((score, related))
+                judged.setdefault(name, [[] for _ in parts])[number].append((score, related))
         runner.pool.close(river)
-    effects = [_summary(name, rows, found["pasted"]) for name, rows in found.items()]
-    verdicts = [{"score": name, **_auc(pairs)} for name, pairs in judged.items()]
-    forward = next(row for row in effects if row["way"] == "forward")
-    figures = {
+    rows, by_group = _rows(found, judged), [_rows(found, judged, at) for at in groups(contexts)]
+    settings = {"model": model, "kv_format": config.kv_format, "contexts": contexts}
+    settings |= {"tokens": LENGTH, "threshold": gate.threshold, "rounds": ROUNDS}
+    figures = _figures(rows)
+    ends = spread(figures, [_figures(group) for group in by_group])
+    return make_report("injection", settings, figures, rows, ends)
+
+
+def _rows(
+    found: dict[str, list[Row]],
+    judged: dict[str, list[list[tuple[float, bool]]]],
+    at: slice = slice(None),
+) -> list[Row]:
+    """Effects and verdicts, over some of the contexts."""
+    effects = [_summary(name, rows[at], found["pasted"][at]) for name, rows in found.items()]
+    scored = {name: list(chain(*pairs[at])) for name, pairs in judged.items()}
+    return [*effects, *({"score": name, **_auc(pairs)} for name, pairs in scored.items())]
+
+
+def _figures(rows: list[Row]) -> dict[str, float]:
+    forward = next(row for row in rows if row.get("way") == "forward")
+    return {
         "injection.effect_share": forward["effect_share"],
         "injection.unrelated_kl": forward["unrelated_kl"],
-        "gate.auc": next(row["auc"] for row in verdicts if row["score"] == GATE),
+        "gate.auc": next(row["auc"] for row in rows if row.get("score") == GATE),
     }
-    settings = {"model": model, "kv_format": config.kv_format, "contexts": contexts}
-    settings |= {"tokens": LENGTH, "threshold": gate.threshold}
-    return make_report("injection", settings, figures, [*effects, *verdicts])
 
 
 def _river(runner: ModelRunner, ids: Sequence[int]) -> Context:

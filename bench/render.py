@@ -207,7 +207,9 @@ def _told(reports: Mapping[str, Report]) -> list[str]:
         lines += [made + (f" ({', '.join(stems)})." if len(machines) > 1 else "."), ""]
     text = f"The model is {_usual_model(reports)} unless said otherwise."
     if any(report.get("spread") for report in reports.values()):
-        text += " Spread is the least and the most of several rounds."
+        text += (
+            " Spread is the least and the most of several rounds, or of several groups of contexts."
+        )
     return [*lines, text + _measured(reports)]
 
 

@@ -56,6 +56,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+GROUPS = 4
+ROUNDS = f"where there are enough contexts, {GROUPS} groups of them"
+
+
+def groups(contexts: int) -> list[slice]:
+    """Contexts in groups that count as rounds, so that a figure about all has a spread; none
+    where they are few."""
+    return [slice(i, None, GROUPS) for i in range(GROUPS)] if contexts >= 2 * GROUPS else []
+
+
 def spread(
     figures: Mapping[str, float], rounds: Sequence[Mapping[str, float]]
 ) -> dict[str, list[float]]:

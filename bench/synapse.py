@@ -13,7 +13,7 @@ from statistics import mean, stdev
 import mlx.core as mx
 
 from edgecortex import gate
-from edgecortex.bench.report import Report, Row, make_report
+from edgecortex.bench.report import ROUNDS, Report, Row, groups, make_report, spread
 from edgecortex.bench.text import passages
 from edgecortex.config import EngineConfig
 from edgecortex.kv.context import Context, Trace
@@ -53,11 +53,21 @@ def measure(
         progress(f"context {number} of {contexts}")
         for name, row in _passage(runner, passage, tokens, kept, number).items():
             found.setdefault(name, []).append(row)
-    rows = [_summary(name, found[name], found[BASE], found["full"]) for name in found]
-    figures = {"synapse.gap_closed": next(r["gap_closed"] for r in rows if r["rule"] == "matched")}
+    rows, by_group = _rows(found), [_figures(_rows(found, at)) for at in groups(contexts)]
     settings: Row = {"model": model, "kv_format": config.kv_format}
-    settings |= {"contexts": contexts, "tokens": tokens, "kept": kept}
-    return make_report("synapse", settings, figures, rows)
+    settings |= {"contexts": contexts, "tokens": tokens, "kept": kept, "rounds": ROUNDS}
+    figures = _figures(rows)
+    return make_report("synapse", settings, figures, rows, spread(figures, by_group))
+
+
+def _rows(found: dict[str, list[Row]], at: slice = slice(None)) -> list[Row]:
+    """Per rule, over some of the contexts."""
+    base, full = found[BASE][at], found["full"][at]
+    return [_summary(name, rows[at], base, full) for name, rows in found.items()]
+
+
+def _figures(rows: list[Row]) -> dict[str, float]:
+    return {"synapse.gap_closed": next(r["gap_closed"] for r in rows if r["rule"] == "matched")}
 
 
 def _passage(
