@@ -5,6 +5,7 @@ A rule takes a `View` and how many to keep. Shapes: keys (n_kv_heads, L, head_di
 that scores are powers of two. Every KV head of every layer keeps tokens of its own.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,7 +104,24 @@ def matched(view: View, k: int) -> Landmarks:
     """The first, the newest, and those that any query attends to most; then each is given the
     weight and the value with which all together do what the whole context did for the queries
     (attention matching, arXiv 2602.16284)."""
-    kept = _top(view.weights.max(axis=1), k, min(RECENT, k // 2))
+    return _matching(view, _top(view.weights.max(axis=1), k, min(RECENT, k // 2)))
+
+
+def scales(view: View, k: int) -> Landmarks:
+    """The same at several scales: of spans that double in length towards the beginning, about as
+    many tokens each."""
+    score, recent = view.weights.max(axis=1), min(RECENT, k // 2)
+    starts = [view.num_tokens - recent]
+    while starts[-1] > SINKS:
+        starts.append(max(SINKS, 2 * starts[-1] - view.num_tokens))
+    each = -(-(k - SINKS - recent) // max(1, len(starts) - 1))
+    for stop, start in itertools.pairwise(starts):
+        best = start + _best(score[:, start:stop], min(each, stop - start))
+        np.put_along_axis(score, best, np.take_along_axis(score, best, axis=1) + 1, axis=1)
+    return _matching(view, _top(score, k, recent))
+
+
+def _matching(view: View, kept: np.ndarray) -> Landmarks:
     scores = np.take_along_axis(view.scores, kept[:, None], axis=2)
     bias = np.log2(_shares(np.exp2(scores - view.log_total)))
     scores += bias[:, None]
@@ -124,6 +142,7 @@ RULES: dict[str, Rule] = {
     "attention": attention,
     "keydiff": key_difference,
     "coverage": coverage,
+    "scales": scales,
 }
 
 
@@ -145,7 +164,12 @@ def _top(score: np.ndarray, k: int, recent: int) -> np.ndarray:
     score, k = score.copy(), min(k, score.shape[1])
     score[:, :SINKS] = np.inf
     score[:, score.shape[1] - recent :] = np.inf
-    return np.sort(np.argpartition(-score, k - 1, axis=1)[:, :k], axis=1)
+    return np.sort(_best(score, k), axis=1)
+
+
+def _best(score: np.ndarray, k: int) -> np.ndarray:
+    """(n_kv_heads, k): where the highest are."""
+    return np.argpartition(-score, k - 1, axis=1)[:, :k]
 
 
 def _spread(keys: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray:

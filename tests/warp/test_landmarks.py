@@ -1,5 +1,7 @@
 """Rules for landmarks, against plain references of what each one promises."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -63,13 +65,13 @@ def test_k_ascending_tokens_per_head_with_the_first_ones(rule: str, view: View, 
     assert (marks.kept[:, : len(sinks)] == sinks).all()
     assert marks.values.shape == (HEADS, num_kept, view.values.shape[2])
     assert np.isfinite(marks.values).all()
-    if rule != "matched":
+    if rule not in ("matched", "scales"):
         assert marks.bias is None
         for h in range(HEADS):
             np.testing.assert_array_equal(marks.values[h], view.values[h][marks.kept[h]])
 
 
-@pytest.mark.parametrize("rule", ["matched", "coverage", "sinks+recent"])
+@pytest.mark.parametrize("rule", ["matched", "scales", "coverage", "sinks+recent"])
 @settings(max_examples=40, deadline=None)
 @given(view=views, k=st.sampled_from(KS))
 def test_the_newest_ones_too(rule: str, view: View, k: int) -> None:
@@ -204,3 +206,13 @@ def test_weights_make_up_for_what_is_left_out(view: View, k: int) -> None:
     kept = np.take_along_axis(scores, marks.kept[:, None], axis=2)
     plain, weighted = ((2.0**x).sum(axis=2) for x in (kept, kept + marks.bias[:, None]))
     assert ((weighted / total - 1) ** 2).mean() <= ((plain / total - 1) ** 2).mean() + 1e-6
+
+
+def test_every_scale_has_its_share() -> None:
+    """Of 600 tokens the newest 32, then spans of 32, 64, 128, 256 and what is before."""
+    shown = view(3, 600, 4)
+    kept = RULES["scales"](shown, 64).kept
+    for start, stop in itertools.pairwise([4, 88, 344, 472, 536, 568]):
+        num_kept = ((kept >= start) & (kept < stop)).sum(axis=1)
+        assert (num_kept >= 4).all()
+        assert (num_kept <= 12).all()

@@ -65,7 +65,7 @@ def test_a_segment_of_k_tokens_ends_where_its_context_does(runner, read, rule) -
     assert (segment.start, segment.num_tokens, segment.stop) == (300 - 64, 64, 300)
     for cache, layer in zip(runner.pool.caches, segment.layers, strict=True):
         assert layer.num_tokens == min(64, cache.window or 64)
-        assert (layer.bias is not None) == (rule == "matched")
+        assert (layer.bias is not None) == (rule in ("matched", "scales"))
     logits = on(runner, segment, 300, IDS[300:345])
     assert np.isfinite(logits).all()
     assert (np.array(context.token_ids) == IDS[:300]).all()
