@@ -194,12 +194,12 @@ class EngineCore:
 
     def _fail_step(self, batch: list[tuple[Request, int]], error: Exception, again: bool) -> None:
         """Ends the answers of a step; or has each take it `again` by itself, and ends those that
-        fail once more."""
+        fail once more. Whoever was fed several tokens ends: part of them may have been kept."""
         for request, share in batch:
             if request not in self.scheduler.running:
                 continue
             try:
-                if not again:
+                if not again or share > 1:
                     raise error
                 self._postprocess(*self._run([(request, share)]))
             except Exception as own:

@@ -12,7 +12,7 @@ from edgecortex import Agent, Engine
 from edgecortex.warp.cortex import CortexConfig
 from edgecortex.warp.stream import Stream
 from tests import scripted
-from tests.scripted import context_of, limit, logits_after
+from tests.scripted import context_of, limit, logits_after, until
 
 NOTES = "The river is wide and slow, and the boats are late again. " * 4
 OTHER = "Nobody knows of the golden box under the old tree. " * 4
@@ -66,7 +66,9 @@ def test_a_stream_that_fails_harms_nobody(engine: Engine, monkeypatch) -> None:
     answer, beside = (agent.chat("Tell me more.", limit(150)) for agent in (river, bystander))
     next(iter(answer))
     with monkeypatch.context() as patch:
-        stream, sibling = (river.spawn("Think of it.") for _ in range(2))
+        sibling = river.spawn("Think of it.")
+        until(engine, lambda: sibling.generation and sibling.generation.token_ids)
+        stream = river.spawn("Think of it.")
         failed = failing_for(engine, stream, patch)
         thought, other = (each.result(60) for each in (stream, sibling))
         assert failed.is_set()
