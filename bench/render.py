@@ -292,7 +292,9 @@ def _pictures(folder: Path, stem: str) -> list[str]:
 
 
 def _remove_old_pictures(folder: Path, stem: str) -> None:
-    """Pictures of earlier results, which may not be drawn again."""
+    """Pictures of earlier results that cannot be drawn again."""
+    if plot.available():
+        return
     written = (folder / f"{stem}.json").stat().st_mtime
     for name in _pictures(folder, stem):
         if (folder / name).stat().st_mtime < written:

@@ -1,13 +1,14 @@
 """Parts of a benchmark that run in processes of their own: a job as JSON in, its result out."""
 
+import contextlib
+import fcntl
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgecortex.errors import EdgeCortexError
 from edgecortex.paths import home
 
 Job = Callable[..., Any]
+PREFIX, LOCK = ".bench-work-", "lock"
 
 
 def run(module: str, job: str, **arguments: Any) -> Any:
@@ -55,25 +57,21 @@ def serve(jobs: Mapping[str, Job]) -> None:
         sys.exit(str(error))
 
 
-def work_folder() -> "tempfile.TemporaryDirectory[str]":
+@contextlib.contextmanager
+def work_folder() -> Iterator[str]:
     """A folder for one run, on the disk that stores are usually on: elsewhere may be memory.
     Those that killed processes left behind are removed."""
     home().mkdir(parents=True, exist_ok=True)
-    for path in home().glob("bench-*-*"):
-        owner = re.match(r"bench-([1-9][0-9]{0,8})-", path.name)
-        if owner and not _is_alive(int(owner[1])):
-            shutil.rmtree(path, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=f"bench-{os.getpid()}-", dir=home())
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's
-    return True
+    for path in home().glob(f"{PREFIX}*/{LOCK}"):
+        with path.open() as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=home()) as folder:
+        begun = Path(folder) / f"{LOCK}.begun"
+        with begun.open("w") as lock:  # nobody sees it before it is locked
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            begun.rename(Path(folder) / LOCK)
+            yield folder
 
 
 def size_of(folder: Path, pattern: str = "*") -> int:

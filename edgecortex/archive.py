@@ -77,8 +77,7 @@ class Archive:
 
     def _put(self, entries: Iterator[Made], session: Session | None) -> int:
         if session:  # nothing of it may go before the manifest is there
-            keys = [(entry.id, entry.kind) for entry in session.entries()]
-            self.store.index.pin(session.name, keys)
+            self.store.index.pin(session.name, self.store.sessions.keys(session))
         written = self.store.put(entries)
         if session:
             self.store.sessions.write(session)

@@ -140,15 +140,15 @@ class AgentContexts:
         return self.archive.match(wanted, context.marks if context else ())
 
     def _load(self, context: Context, wanted: Sequence[int], match: Match) -> None:
-        """Fills an empty context from disk, less what turns out to be unusable there. A match
-        that is not shorter than the one before is left: what is damaged could not be set aside."""
+        """Fills an empty context from disk, less what turns out to be unusable there. The same
+        match again is left: what is damaged could not be set aside."""
         while self.archive and match.num_tokens:
             try:
                 self.archive.load(context, wanted, match)
                 return
             except StoreError:
                 again = self._match(wanted, context)
-                match = again if again.num_tokens < match.num_tokens else Match()
+                match = again if again.entries != match.entries else Match()
 
     def holds(self, agent: "Agent", ids: Sequence[int]) -> bool:
         """Whether an agent's resident context begins with these tokens."""
@@ -193,10 +193,12 @@ class AgentContexts:
             return 0
         if isinstance(foreign, Context):
             common = common_prefix_len(foreign.token_ids, token_ids)
-            if common == foreign.num_own or not self.pool.slides:
+            held, wanted = map(self.pool.format.num_sealed, (foreign.num_own, common))
+            if held == wanted or not self.pool.slides:
                 return common  # windows are stored at the end only
         if self.archive is None:
             return 0
+        self.archive.wait()
         return self.archive.match(token_ids, marks_of(foreign.attached)).num_tokens
 
     def _resident(self) -> list[Context]:

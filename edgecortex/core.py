@@ -104,17 +104,18 @@ class EngineCore:
             self._refuse_stuck()
             self._tell_read()
             return
-        elsewhere = self.runner.model_s + self.sample_s
+        elsewhere, began = self.runner.model_s + self.sample_s, time.perf_counter()
         pending = [request.pending() for request, _ in batch]
         try:
             self._postprocess(*self._run(batch))
         except Exception as error:
             unfed = pending == [request.pending() for request, _ in batch]
             self._fail_step(batch, error, again=unfed and len(batch) > 1)
+            self._tell_read()
             return
-        seconds = time.perf_counter() - start
-        self.overhead_s += seconds - (self.runner.model_s + self.sample_s - elsewhere)
-        self.scheduler.observe(batch, seconds)
+        now = time.perf_counter()
+        self.overhead_s += now - start - (self.runner.model_s + self.sample_s - elsewhere)
+        self.scheduler.observe(batch, now - began)
         self._tell_read()
 
     def _tell_read(self) -> None:
@@ -228,11 +229,11 @@ class EngineCore:
     def _find_context(self, request: Request) -> bool:
         """Finds the request a context with what is already known of its prompt. One that found no
         room is not looked at again before there is another."""
-        if request.refused_in == self.pool.room:
+        if request.refused_at == self.pool.num_freed:
             return False
         found = self.contexts.recall(request.agent, request.prompt_ids, self._longest(request))
         if found is None:
-            request.refused_in = self.pool.room
+            request.refused_at = self.pool.num_freed
             return False
         request.context = found.context
         if request.watcher:

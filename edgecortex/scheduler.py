@@ -56,7 +56,7 @@ class Request:
     num_stored: int | None = None  # leading tokens of the prompt on disk, once that was asked
     last_step: int = 0  # in which it had a share
     told_read: bool = False
-    refused_in: tuple[int, int] | None = None  # the pool's room when it had to wait
+    refused_at: int | None = None  # the pool's `num_freed` when it had to wait
 
     def __post_init__(self) -> None:
         if self.sampling.seed is not None:
@@ -109,8 +109,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.side_share = SideShare(config.river_share, config.max_gap)
         self._num_steps = 0
-        self._decode_s: float | None = None
-        self._num_decoding = 0  # when that was learnt
+        self._decode_s: dict[int, float] = {}  # of steps of 1, 2 to 3, 4 to 7, … rows
         self._prefill_token_s: float | None = None
 
     @property
@@ -189,8 +188,12 @@ class Scheduler:
                 continue
             if self._holds(request):
                 continue
+            if request not in self.waiting:
+                continue  # it ended with another's
             if not self._admit(request):
-                return
+                if request in self.waiting:
+                    return
+                continue
             self.waiting.remove(request)
             self.running.append(request)
             num_main += not request.side
@@ -203,16 +206,13 @@ class Scheduler:
     def prefill_room(self, num_decoding: int) -> int:
         """Prefill tokens that fit into a step without stretching it past `max_gap`. None where
         it is not known what a step of about so many takes: it is taken alone, once."""
-        if not self._decode_s or not self._like_now(num_decoding):
+        decode_s = self._decode_s.get(num_decoding.bit_length())
+        if not decode_s:
             return 0
         if not self._prefill_token_s:
             return MIN_SHARE
-        spare = (self.config.max_gap - 1) * self._decode_s / self._prefill_token_s
+        spare = (self.config.max_gap - 1) * decode_s / self._prefill_token_s
         return max(MIN_SHARE, min(int(spare), self.config.prefill_chunk))
-
-    def _like_now(self, num_decoding: int) -> bool:
-        """Whether a step of so many is about as long as those that were learnt from."""
-        return self._num_decoding <= 2 * num_decoding and num_decoding <= 2 * self._num_decoding
 
     def observe(self, batch: Sequence[tuple[Request, int]], seconds: float) -> None:
         """Learns from a step: how long decoding takes, and a token of prefill beside it."""
@@ -223,10 +223,10 @@ class Scheduler:
         if main and num_side:
             return
         shares = [n for _, n in batch]
-        num_prefill = sum(n for n in shares if n > 1)
+        num_prefill, size = sum(n for n in shares if n > 1), shares.count(1).bit_length()
+        decode_s = self._decode_s.get(size)
         if not num_prefill:
-            known = self._decode_s if self._like_now(len(shares)) else None
-            self._decode_s, self._num_decoding = blend(known, seconds, 0.3), len(shares)
-        elif self._decode_s and len(shares) > 1 and min(shares) == 1:
-            extra = max(seconds - self._decode_s, 0.1 * seconds)
+            self._decode_s[size] = blend(decode_s, seconds, 0.3)
+        elif decode_s and min(shares) == 1:
+            extra = max(seconds - decode_s, 0.1 * seconds)
             self._prefill_token_s = blend(self._prefill_token_s, extra / num_prefill, 0.3)

@@ -83,6 +83,35 @@ def test_the_gap_is_that_of_those_who_decode_now(before: int) -> None:
     assert len(steps) < 40
 
 
+def test_a_prompt_is_read_however_many_come_and_go() -> None:
+    engine = scheduler()
+    one, late = request(10, 3000), request(2000, 1)
+    engine.add(one)
+    count(engine, lambda: len(one.generation.token_ids) == 3, 20)
+    engine.add(late)
+    for number in range(60):
+        for _ in range(3 * (number % 2)):
+            engine.add(request(1, 1))
+        step(engine)
+    assert late.generation.token_ids
+
+
+def test_one_that_cannot_begin_is_no_reason_for_the_next_to_wait() -> None:
+    first, second = request(10, 5), request(10, 5)
+
+    def admitting(request: Request) -> bool:
+        if request is second:
+            return admit(request)
+        engine.remove(request)  # as the engine does with an answer that fails
+        return False
+
+    engine = Scheduler(EngineConfig(kv_format="kv4"), admitting, lambda request: False)
+    engine.add(first)
+    engine.add(second)
+    engine.schedule()
+    assert (engine.running, engine.waiting) == ([second], [])
+
+
 def test_side_agents_do_not_keep_main_ones_out() -> None:
     engine = scheduler(max_batch=4)
     sides = [request(10, 100, side=True) for _ in range(6)]

@@ -35,6 +35,21 @@ def check(
     _agree("whether the budget holds", pool.free_bytes >= 0, True)
 
 
+def idle_bytes(
+    pool: "BlockPool",
+    busy: Sequence[Context],
+    by_slot: Sequence[Context | None],
+    segment_nbytes: Mapping[KVSegment, int],
+) -> int:
+    """What would be free besides if all contexts but the `busy` ones were closed."""
+    held = {segment for context in busy for segment in context.segments}
+    alone = sum(n for segment, n in segment_nbytes.items() if segment not in held)
+    rows = len(by_slot)
+    for num_left in range(len(pool.contexts()) - 1, len(busy) - 1, -1):
+        rows = num_left if num_left <= rows // 2 else rows  # as `close` repacks
+    return alone + (len(by_slot) - rows) * pool.row_nbytes
+
+
 def _agree(what: str, expected: object, got: object) -> None:
     if expected != got:
         raise AssertionError(f"KV pool: {what} disagree: expected {expected}, got {got}")

@@ -1,7 +1,7 @@
 """`BlockPool`: the one owner of KV memory."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 
@@ -51,6 +51,7 @@ class BlockPool:
         self._idle: OrderedDict[Context, None] = OrderedDict()
         self._segment_nbytes: dict[KVSegment, int] = {}
         self._fresh: list[KVSegment] = []
+        self.num_freed = 0  # times that something was let go: there may be room since then
 
     # Accounting.
 
@@ -64,19 +65,17 @@ class BlockPool:
         """What is neither used nor promised to a running answer."""
         return self.max_bytes - self.used_bytes - sum(self._reserved.values())
 
-    @property
-    def room(self) -> tuple[int, int]:
-        """Changes whenever there may be more room than before: free bytes, and idle contexts."""
-        return self.free_bytes, len(self._idle)
-
     def nbytes(self, context: Context) -> int:
         """Bytes that a context holds, shared segments in full."""
         return self.row_nbytes + sum(self._segment_nbytes[s] for s in context.segments)
 
-    def growth(self, context: Context, num_tokens: int) -> int:
+    def growth(
+        self, context: Context, num_tokens: int, kept: Collection[KVSegment] | None = None
+    ) -> int:
         """Bytes that sealing up to `num_tokens` own tokens will add at most: beside what others
-        hold too, which a window does not let go of."""
-        shared = sum(s.num_tokens for s in context.own_segments if s.refs > 1)
+        hold too, which a window does not let go of. These are `kept` if that is given."""
+        held = context.own_segments
+        shared = sum(s.num_tokens for s in held if (s.refs > 1 if kept is None else s in kept))
         now, then = (self.format.num_sealed(n) - shared for n in (context.num_own, num_tokens))
         total = 0.0
         for window, nbytes in zip(self.windows, self._token_nbytes, strict=True):
@@ -108,6 +107,7 @@ class BlockPool:
 
     def close(self, context: Context) -> None:
         """Frees a context's row and its references."""
+        self.num_freed += 1
         for segment in context.segments:
             self._drop(segment)
         context.segments = []
@@ -160,7 +160,10 @@ class BlockPool:
 
     def share(self, donor: Context, context: Context, num_tokens: int) -> bool:
         """Makes a context the first `num_tokens` tokens of another, the sinks and whole blocks,
-        at no copy. False where a window has let go of some of them; nothing is changed then."""
+        at no copy. False where a window has let go of some of them, or the other one runs and
+        could not let go of them any more; nothing is changed then."""
+        if self.slides and donor in self._reserved:
+            return False
         stop = donor.base + num_tokens
         for segment in donor.own_segments:
             if segment.start < stop < segment.stop and not self._split(segment, stop):
@@ -214,10 +217,13 @@ class BlockPool:
         """
         self._idle.pop(context, None)
         self._reserved.pop(context, None)
-        need = self.growth(context, num_tokens)
-        if need > self.free_bytes and need <= self.free_bytes + self._idle_bytes():
-            while need > self.free_bytes and self._evict_one():
+        others = [c for c in self.contexts() if c not in self._idle and c is not context]
+        kept = {segment for other in others for segment in other.segments}
+        idle = books.idle_bytes(self, [*others, context], self._by_slot, self._segment_nbytes)
+        if self.growth(context, num_tokens, kept) <= self.free_bytes + idle:
+            while self.growth(context, num_tokens) > self.free_bytes and self._evict_one():
                 pass
+        need = self.growth(context, num_tokens)
         if need > self.free_bytes:
             self._idle[context] = None
             return False
@@ -226,6 +232,7 @@ class BlockPool:
 
     def release(self, context: Context) -> None:
         """Puts a context to rest: it keeps its KV until room is needed."""
+        self.num_freed += 1
         self._reserved.pop(context, None)
         self._idle[context] = None
         self._idle.move_to_end(context)
@@ -353,16 +360,6 @@ class BlockPool:
             self.attach(context, segment)
         for segment in old:
             self._drop(segment)
-
-    def _idle_bytes(self) -> int:
-        """What would be free besides if all idle contexts were closed."""
-        busy = [context for context in self.contexts() if context not in self._idle]
-        held = {segment for context in busy for segment in context.segments}
-        alone = sum(n for segment, n in self._segment_nbytes.items() if segment not in held)
-        rows = len(self._by_slot)
-        for num_left in range(len(self.contexts()) - 1, len(busy) - 1, -1):
-            rows = num_left if num_left <= rows // 2 else rows  # as `close` repacks
-        return alone + (len(self._by_slot) - rows) * self.row_nbytes
 
     def _evict_one(self) -> bool:
         if not self._idle:

@@ -110,6 +110,11 @@ def will_need(path: Path) -> None:
             os.close(fd)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether somebody writes it, or did."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes temporary files of processes that are no more."""
     for path in folder.iterdir():

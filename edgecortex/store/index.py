@@ -249,7 +249,7 @@ class Index:
         if found not in (0, _SCHEMA):
             raise sqlite3.DatabaseError(f"expected schema {_SCHEMA}, got {found}")
         if found != _SCHEMA:
-            db.executescript(_TABLES)
+            _make_tables(db)
             self._fill()
             db.execute(f"PRAGMA user_version = {_SCHEMA}")
 
@@ -280,6 +280,19 @@ def _use_wal(db: sqlite3.Connection) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
+
+
+def _make_tables(db: sqlite3.Connection) -> None:
+    """
+    Raises:
+        sqlite3.DatabaseError: there are others, which an older version has begun to make.
+    """
+    try:
+        db.executescript(_TABLES)
+    except sqlite3.OperationalError as error:
+        if "no such column" in str(error):
+            raise sqlite3.DatabaseError(f"expected schema {_SCHEMA}: {error}") from error
+        raise
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from hashlib import blake2b
@@ -15,6 +15,7 @@ from typing import Any
 from edgecortex.errors import StoreError
 from edgecortex.store import files
 from edgecortex.store.entry import VERSION, Chain, Entry, thought, window_of
+from edgecortex.store.found import without
 from edgecortex.store.index import Index, Key
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -190,12 +191,16 @@ class Sessions:
             known = ", ".join(self.names()) or "none"
             raise StoreError(f"no session {name!r}; there are: {known}")
         try:
-            return Session.from_json(self._path(name).read_bytes())
+            return self._read(name)
         except (OSError, StoreError) as error:
             raise StoreError(
                 f"session {name!r} cannot be read: {error}; "
                 f"`edgecortex session rm {name}` removes it"
             ) from error
+
+    def _read(self, name: str) -> Session:
+        """The file's name is the session's: one that was just renamed may say the old one."""
+        return replace(Session.from_json(self._path(name).read_bytes()), name=name)
 
     def summary(self, name: str) -> dict[str, Any]:
         """What a list shows of a session; of a damaged one its name and the `error`."""
@@ -209,14 +214,14 @@ class Sessions:
             "kv_format": session.kv_format,
             "num_messages": len(session.messages),
             "num_tokens": len(session.token_ids),
-            "nbytes": self.index.size_of(self._keys(session)),
+            "nbytes": self.index.size_of(self.keys(session)),
             "created": session.created,
             "updated": session.updated,
         }
 
     def write(self, session: Session, partly: bool = False) -> None:
         """Makes a session durable, in place of an older one of its name, and pins its blocks. If
-        some of its KV is not there any more it is kept without: it is read when it goes on.
+        some of its KV is not there any more it is kept without: that is read when it goes on.
 
         Args:
             partly: its KV need not all be there.
@@ -224,42 +229,43 @@ class Sessions:
         Raises:
             StoreError: it cannot be written, or its name differs from another's by case alone.
         """
-        other, keys = self._like(session.name), self._keys(session)
+        other, keys = self._like(session.name), self.keys(session)
         if other not in (None, session.name):
             raise StoreError(f"there is a session {other!r}; choose a name that differs in more")
         self.index.pin(session.name, keys)
         with self._reporting("write", session.name):
             written = files.write_temporary(self._temporary, session.to_json())
+            moves = iter([lambda: os.replace(written, self._path(session.name))])
             with files.removing([written]):
-                gone = self.index.atomically(
-                    lambda: self._place(session.name, keys, written, partly)
-                )
+                gone = self.index.atomically(lambda: self._place(session.name, keys, moves, partly))
             files.sync_folder(self.folder)
         if gone:
             self.index.remove(gone)  # or the next save would count on them again
-            self.write(replace(session, num_kv_tokens=0), partly=True)
+            self.write(without(session, gone), partly=True)
 
-    def _place(self, name: str, keys: list[Key], written: Path, partly: bool) -> list[Key]:
-        """Moves a manifest to its place and pins what it needs; or gives what is gone of that.
-        Evicting and unpinning are atomic too, so what was there stays."""
+    def _place(
+        self, name: str, keys: list[Key], moves: Iterator[Callable[[], None]], partly: bool
+    ) -> list[Key]:
+        """Moves a manifest to its place, once, and pins what it needs; or gives what is gone of
+        that. Evicting and unpinning are atomic too, so what was there stays."""
         gone = [] if partly else [key for key in keys if not self._block(key).exists()]
         if not gone:
-            with contextlib.suppress(FileNotFoundError):  # moved already: this is the second time
-                os.replace(written, self._path(name))
+            for move in moves:
+                move()
             self.index.pin(name, keys, only=True)
         return gone
 
-    def _keys(self, session: Session) -> list[Key]:
+    def keys(self, session: Session) -> list[Key]:
         """Of the files that hold its KV."""
         return [(self._stored_id(entry), entry.kind) for entry in session.entries()]
 
     def _stored_id(self, entry: Entry) -> str:
         """Its id, or that of a stored tail which begins with its tokens."""
-        if entry.kind != "tail":
+        if entry.kind != "tail" or self._block((entry.id, entry.kind)).exists():
             return entry.id
         num, tails = len(entry.token_ids), self.index.tails(entry.parent)
-        begun = [id for id, ids in tails if ids[:num] == entry.token_ids]
-        return entry.id if entry.id in begun or not begun else begun[0]
+        begun = (id for id, ids in tails if ids[:num] == entry.token_ids)
+        return next(begun, entry.id)
 
     def copy(self, name: str, new: str) -> Session:
         """A second session with the same past, at no copy of KV.
@@ -280,7 +286,7 @@ class Sessions:
         session = self.load(name)
         if new == name or self._like(check_name(new)) != name:
             self.check_free(new)
-        keys, renamed = self._keys(session), replace(session, name=new).to_json()
+        keys, renamed = self.keys(session), replace(session, name=new).to_json()
         self.index.pin(new, keys, only=True)
         with self._reporting("rename", name):
             files.replace_durably(self._path(name), renamed, self._temporary)
@@ -345,7 +351,7 @@ class Sessions:
     def unpin_lost(self) -> None:
         """Lets go of what was pinned for sessions that are not there, nor about to be: of none
         while anybody writes files, which may be such a session's."""
-        if any(self._temporary.iterdir()):
+        if any(map(files.is_temporary, self._temporary.iterdir())):
             return
         for name in self.index.pinned() - set(self.names()):
             with contextlib.suppress(StoreError), self.locked(name):
@@ -367,10 +373,10 @@ class Sessions:
     def _pin_again(self, name: str) -> None:
         """At once, so that a save that ends meanwhile lets go of what only the older one held."""
         try:
-            session = self.load(name)
-        except StoreError:  # a damaged one holds nothing
+            session = self._read(name)
+        except (OSError, StoreError):  # a damaged one holds nothing
             return
-        self.index.pin(name, self._keys(session))
+        self.index.pin(name, self.keys(session))
 
     @contextlib.contextmanager
     def _reporting(self, action: str, name: str) -> Iterator[None]:
