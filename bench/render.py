@@ -80,7 +80,7 @@ def collect(folder: Path) -> dict[str, Report]:
     reports = read_reports(folder)
     prepare(folder)
     for stem, report in reports.items():
-        _remove_old_pictures(folder, stem)
+        _remove_old_pictures(folder, stem, report)
         plot.draw_all(report, folder, stem)
     write(folder / COLLECTED, page(reports, folder))
     return reports
@@ -291,9 +291,9 @@ def _pictures(folder: Path, stem: str) -> list[str]:
     return [name for name in names if (folder / name).is_file()]
 
 
-def _remove_old_pictures(folder: Path, stem: str) -> None:
+def _remove_old_pictures(folder: Path, stem: str, report: Report) -> None:
     """Pictures of earlier results that cannot be drawn again."""
-    if plot.available():
+    if plot.available() and report["benchmark"] in plot.DRAWINGS:
         return
     written = (folder / f"{stem}.json").stat().st_mtime
     for name in _pictures(folder, stem):

@@ -63,7 +63,7 @@ def work_folder() -> Iterator[str]:
     Those that killed processes left behind are removed."""
     home().mkdir(parents=True, exist_ok=True)
     for path in home().glob(f"{PREFIX}*/{LOCK}"):
-        with path.open() as lock, contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(OSError), path.open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path.parent, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=home()) as folder:

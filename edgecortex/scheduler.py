@@ -1,6 +1,7 @@
 """Who runs in the next step, and with how many tokens."""
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from edgecortex.agent import Agent, AnswerHook
 
 MIN_SHARE = 16  # tokens of a prefill that always go into a step, so that it never starves
+GOOD_FOR = 16  # steps with prefill in them, after which what one without takes is learnt anew
 
 
 class Watcher(Protocol):
@@ -110,6 +112,7 @@ class Scheduler:
         self.side_share = SideShare(config.river_share, config.max_gap)
         self._num_steps = 0
         self._decode_s: dict[int, float] = {}  # of steps of 1, 2 to 3, 4 to 7, … rows
+        self._num_mixed: Counter[int] = Counter()  # steps since that was learnt
         self._prefill_token_s: float | None = None
 
     @property
@@ -226,7 +229,11 @@ class Scheduler:
         num_prefill, size = sum(n for n in shares if n > 1), shares.count(1).bit_length()
         decode_s = self._decode_s.get(size)
         if not num_prefill:
-            self._decode_s[size] = blend(decode_s, seconds, 0.3)
-        elif decode_s and min(shares) == 1:
+            self._decode_s[size], self._num_mixed[size] = blend(decode_s, seconds, 0.3), 0
+            return
+        self._num_mixed[size] += 1
+        if self._num_mixed[size] > GOOD_FOR:
+            self._decode_s.pop(size, None)
+        if decode_s and min(shares) == 1:
             extra = max(seconds - decode_s, 0.1 * seconds)
             self._prefill_token_s = blend(self._prefill_token_s, extra / num_prefill, 0.3)

@@ -83,6 +83,22 @@ def test_the_gap_is_that_of_those_who_decode_now(before: int) -> None:
     assert len(steps) < 40
 
 
+def test_a_pace_that_is_wrong_by_now_is_learnt_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step alone was slow, as a machine's first one is; prompts have waited since."""
+    engine = scheduler()
+    one = request(10, 3000)
+    engine.add(one)
+    count(engine, lambda: len(one.generation.token_ids) == 1, 20)
+    monkeypatch.setitem(globals(), "DECODE_S", 20 * DECODE_S)
+    engine.add(request(30_000, 1))
+    step(engine)
+    monkeypatch.undo()
+    steps = [step(engine) for _ in range(60)]
+    late = [seconds for _, reading, seconds in steps[30:] if reading]
+    assert len(late) > 20
+    assert max(late) <= 2.6 * (DECODE_S + TOKEN_S)
+
+
 def test_a_prompt_is_read_however_many_come_and_go() -> None:
     engine = scheduler()
     one, late = request(10, 3000), request(2000, 1)

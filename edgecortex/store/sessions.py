@@ -18,6 +18,7 @@ from edgecortex.store.entry import VERSION, Chain, Entry, thought, window_of
 from edgecortex.store.found import without
 from edgecortex.store.index import Index, Key
 
+Moves = Iterator[Callable[[], None]]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "name": str,
@@ -30,15 +31,12 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "messages": list,
     "token_ids": list,
     "thoughts": list,
-    "created": (int, float),
-    "updated": (int, float),
+    **dict.fromkeys(("created", "updated"), (int, float)),
 }
 _RANGES = {  # first and past the last
-    "num_sinks": (0, 1 << 31),
+    **dict.fromkeys(("num_sinks", "num_windows"), (0, 1 << 31)),
     "block": (1, 1 << 31),
-    "num_windows": (0, 1 << 31),
-    "created": (0, 1e11),
-    "updated": (0, 1e11),
+    **dict.fromkeys(("created", "updated"), (0, 1e11)),
 }
 
 
@@ -243,9 +241,7 @@ class Sessions:
             self.index.remove(gone)  # or the next save would count on them again
             self.write(without(session, gone), partly=True)
 
-    def _place(
-        self, name: str, keys: list[Key], moves: Iterator[Callable[[], None]], partly: bool
-    ) -> list[Key]:
+    def _place(self, name: str, keys: list[Key], moves: Moves, partly: bool) -> list[Key]:
         """Moves a manifest to its place, once, and pins what it needs; or gives what is gone of
         that. Evicting and unpinning are atomic too, so what was there stays."""
         gone = [] if partly else [key for key in keys if not self._block(key).exists()]
@@ -263,9 +259,13 @@ class Sessions:
         """Its id, or that of a stored tail which begins with its tokens."""
         if entry.kind != "tail" or self._block((entry.id, entry.kind)).exists():
             return entry.id
-        num, tails = len(entry.token_ids), self.index.tails(entry.parent)
-        begun = (id for id, ids in tails if ids[:num] == entry.token_ids)
-        return next(begun, entry.id)
+        for id, ids in self.index.tails(entry.parent):
+            if (
+                ids[: len(entry.token_ids)] == entry.token_ids
+                and self._block((id, "tail")).exists()
+            ):
+                return id
+        return entry.id
 
     def copy(self, name: str, new: str) -> Session:
         """A second session with the same past, at no copy of KV.
