@@ -58,12 +58,15 @@ def test_every_head_has_landmarks_of_its_own(views: list[View], rule: str) -> No
         assert (kept[:, :SINKS] == np.arange(SINKS)).all()
 
 
-def test_matched_stands_for_all_best(views: list[View]) -> None:
+MATCHING = ("matched", "scales")
+
+
+@pytest.mark.parametrize("rule", MATCHING)
+def test_what_is_matched_stands_for_all_best(views: list[View], rule: str) -> None:
     """With the 64 of 600 tokens that it keeps, in every layer."""
     for view in views:
-        matched = error(view, "matched")
-        rivals = {rule: error(view, rule) for rule in RULES if rule != "matched"}
-        assert matched < min(rivals.values()), rivals
+        rivals = {other: error(view, other) for other in RULES if other not in MATCHING}
+        assert error(view, rule) < min(rivals.values()), rivals
 
 
 def test_coverage_reaches_farther_than_attention_alone(views: list[View]) -> None:
