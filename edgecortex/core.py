@@ -134,6 +134,8 @@ class EngineCore:
             assert request.context is not None
             by_context[request.context] = request
             feed.append((request.context, request.next_ids(share)))
+        running = self.scheduler.running
+        self.runner.reads_on = any(request.wanted() > 1 for request in running)
         contexts, logits = self.runner.run(feed)
         rows = [i for i, c in enumerate(contexts) if by_context[c].pending() == 0]
         if len(rows) < len(contexts):

@@ -33,6 +33,7 @@ class ModelRunner:
         self.model = model
         self.model_s = 0.0  # spent in forward passes so far
         self._took, self._rests_until = False, 0.0
+        self.reads_on = False  # whether the coming step is not the last that reads a prompt
         format = FORMATS.get(config.kv_format, KV4)
         self.shapes = _probe(model)
         budget = config.kv_budget_bytes or _default_budget()
@@ -71,7 +72,8 @@ class ModelRunner:
         """Once no prompt is read any more, gives back what reading, and steps of many rows, took
         beside KV."""
         self._took |= bool(plan.spans) or plan.tokens.shape[0] >= MANY_ROWS
-        if self._took and not plan.spans and time.perf_counter() > self._rests_until:
+        reads = plan.spans or self.reads_on
+        if self._took and not reads and time.perf_counter() > self._rests_until:
             give_back()
             self._took, self._rests_until = False, time.perf_counter() + REST_S
 

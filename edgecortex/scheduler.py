@@ -210,7 +210,7 @@ class Scheduler:
         """Prefill tokens that fit into a step without stretching it past `max_gap`. None where
         it is not known what a step of about so many takes: it is taken alone, once."""
         decode_s = self._decode_s.get(num_decoding.bit_length())
-        if not decode_s:
+        if not decode_s or self._num_mixed[num_decoding.bit_length()] >= GOOD_FOR:
             return 0
         if not self._prefill_token_s:
             return MIN_SHARE
@@ -229,11 +229,11 @@ class Scheduler:
         num_prefill, size = sum(n for n in shares if n > 1), shares.count(1).bit_length()
         decode_s = self._decode_s.get(size)
         if not num_prefill:
-            self._decode_s[size], self._num_mixed[size] = blend(decode_s, seconds, 0.3), 0
+            shorter = decode_s is not None and seconds < decode_s
+            self._decode_s[size] = blend(decode_s, seconds, 0.5 if shorter else 0.2)
+            self._num_mixed[size] = 0
             return
         self._num_mixed[size] += 1
-        if self._num_mixed[size] > GOOD_FOR:
-            self._decode_s.pop(size, None)
         if decode_s and min(shares) == 1:
             extra = max(seconds - decode_s, 0.1 * seconds)
             self._prefill_token_s = blend(self._prefill_token_s, extra / num_prefill, 0.3)
