@@ -229,9 +229,9 @@ class Scheduler:
         num_prefill, size = sum(n for n in shares if n > 1), shares.count(1).bit_length()
         decode_s = self._decode_s.get(size)
         if not num_prefill:
-            shorter = decode_s is not None and seconds < decode_s
-            self._decode_s[size] = blend(decode_s, seconds, 0.5 if shorter else 0.2)
-            self._num_mixed[size] = 0
+            between = self._num_mixed.pop(size, 0)  # a little slower for what was read around it
+            is_slower = between and decode_s and decode_s < seconds < 2 * decode_s
+            self._decode_s[size] = blend(decode_s, seconds, 0.02 if is_slower else 0.3)
             return
         self._num_mixed[size] += 1
         if decode_s and min(shares) == 1:

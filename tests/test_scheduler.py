@@ -90,11 +90,11 @@ def test_a_pace_that_is_wrong_by_now_is_learnt_anew(monkeypatch: pytest.MonkeyPa
     engine.add(one)
     count(engine, lambda: len(one.generation.token_ids) == 1, 20)
     monkeypatch.setitem(globals(), "DECODE_S", 20 * DECODE_S)
-    engine.add(request(100_000, 1))
+    engine.add(request(200_000, 1))
     step(engine)
     monkeypatch.undo()
-    steps = [step(engine) for _ in range(200)]
-    late = [seconds for _, reading, seconds in steps[150:] if reading]
+    steps = [step(engine) for _ in range(420)]
+    late = [seconds for _, reading, seconds in steps[360:] if reading]
     assert len(late) > 40
     assert max(late) <= 2.6 * (DECODE_S + TOKEN_S)
 
