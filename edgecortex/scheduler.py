@@ -208,9 +208,10 @@ class Scheduler:
 
     def prefill_room(self, num_decoding: int) -> int:
         """Prefill tokens that fit into a step without stretching it past `max_gap`. None where
-        it is not known what a step of about so many takes: it is taken alone, once."""
-        decode_s = self._decode_s.get(num_decoding.bit_length())
-        if not decode_s or self._num_mixed[num_decoding.bit_length()] >= GOOD_FOR:
+        it is not known any more what a step of about so many takes: one is taken alone then."""
+        size = num_decoding.bit_length()
+        decode_s = self._decode_s.get(size)
+        if not decode_s or self._num_mixed[size] >= GOOD_FOR:
             return 0
         if not self._prefill_token_s:
             return MIN_SHARE

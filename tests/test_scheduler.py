@@ -4,24 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from edgecortex.config import EngineConfig, SamplingParams
-from edgecortex.generation import Generation
-from edgecortex.kv.context import Context
+from edgecortex.config import EngineConfig
 from edgecortex.scheduler import Request, Scheduler
+from tests.simulated import admit, feed, request
 
 DECODE_S, TOKEN_S, PREFILL_S = 0.05, 0.005, 0.0005  # a step's, and each row's
-
-
-def request(prompt: int, most: int, side: bool = False) -> Request:
-    sampling = SamplingParams(max_tokens=most)
-    made = Request(object(), [7] * prompt, sampling, Generation(), lambda text, cut: None, None)  # type: ignore[arg-type]
-    made.side = side
-    return made
-
-
-def admit(request: Request) -> bool:
-    request.context = Context(0)
-    return True
 
 
 def scheduler(**config: int) -> Scheduler:
@@ -34,13 +21,7 @@ def step(scheduler: Scheduler) -> tuple[int, int, float]:
     decoding = sum(each.pending() == 1 for each, _ in batch)
     reading = sum(n for each, n in batch if each.pending() > 1)
     seconds = DECODE_S + TOKEN_S * decoding + PREFILL_S * reading
-    for each, n in batch:
-        assert each.context
-        each.context.token_ids += each.next_ids(n)
-        if each.pending() == 0:
-            each.generation.add_token(7, "x")
-            if len(each.generation.token_ids) == each.sampling.max_tokens:
-                scheduler.remove(each)
+    feed(scheduler, batch)
     scheduler.observe(batch, seconds)
     return decoding, reading, seconds
 

@@ -212,23 +212,27 @@ class BlockPool:
     def acquire(self, context: Context, num_tokens: int) -> bool:
         """Takes a context into use and promises room up to `num_tokens` own tokens.
 
-        Lets go of idle contexts, least recently used first, if that can make room. False if there
-        is none now.
+        Lets go of idle contexts, the oldest first, if that makes room. False if there is none now.
         """
         self._idle.pop(context, None)
         self._reserved.pop(context, None)
-        others = [c for c in self.contexts() if c not in self._idle and c is not context]
-        kept = {segment for other in others for segment in other.segments}
-        idle = books.idle_bytes(self, [*others, context], self._by_slot, self._segment_nbytes)
-        if self.growth(context, num_tokens, kept) <= self.free_bytes + idle:
-            while self.growth(context, num_tokens) > self.free_bytes and self._evict_one():
-                pass
+        if self.growth(context, num_tokens) > self.free_bytes:
+            self._make_room(context, num_tokens)
         need = self.growth(context, num_tokens)
         if need > self.free_bytes:
             self._idle[context] = None
             return False
         self._reserved[context] = need
         return True
+
+    def _make_room(self, context: Context, num_tokens: int) -> None:
+        """Lets go of others if that can be enough."""
+        others = [c for c in self.contexts() if c not in self._idle and c is not context]
+        kept = {segment for other in others for segment in other.segments}
+        idle = books.idle_bytes(self, [*others, context], self._by_slot, self._segment_nbytes)
+        if self.growth(context, num_tokens, kept) <= self.free_bytes + idle:
+            while self.growth(context, num_tokens) > self.free_bytes and self._evict_one():
+                pass
 
     def release(self, context: Context) -> None:
         """Puts a context to rest: it keeps its KV until room is needed."""
@@ -370,9 +374,8 @@ class BlockPool:
         return True
 
     def _grow(self) -> None:
-        num_slots = 1 + len(self._by_slot) // 32
-        if num_slots * self.row_nbytes > self.free_bytes:
-            num_slots = 1
+        more = 1 + len(self._by_slot) // 32
+        num_slots = more if more * self.row_nbytes <= self.free_bytes else 1
         need = num_slots * self.row_nbytes
         while need > self.free_bytes and self._evict_one():
             if None in self._by_slot:

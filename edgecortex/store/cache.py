@@ -21,6 +21,7 @@ from edgecortex.store.entry import (
     Entry,
     decode,
     encode,
+    file_name_of,
     window_of,
 )
 from edgecortex.store.found import Checked, Stats
@@ -297,7 +298,7 @@ class PersistentKVCache:
         return [key for key, size in there.items() if known.get(key) != size]
 
     def _path(self, id: str, kind: str) -> Path:
-        return self.blocks / f"{id}.{kind}.safetensors"
+        return self.blocks / file_name_of(id, kind)
 
     def _there(self) -> Iterable[Key]:
         for name in os.listdir(self.blocks):

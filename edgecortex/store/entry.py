@@ -31,6 +31,10 @@ class DamagedError(StoreError):
     """A file is not what was written."""
 
 
+def file_name_of(id: str, kind: str) -> str:
+    return f"{id}.{kind}.safetensors"
+
+
 @dataclass(frozen=True)
 class Entry:
     """What a file holds. `id` names the tokens and all before them, so equal prefixes have equal
@@ -46,7 +50,7 @@ class Entry:
 
     @property
     def file_name(self) -> str:
-        return f"{self.id}.{self.kind}.safetensors"
+        return file_name_of(self.id, self.kind)
 
 
 @dataclass(frozen=True)

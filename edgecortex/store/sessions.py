@@ -14,7 +14,7 @@ from typing import Any
 
 from edgecortex.errors import StoreError
 from edgecortex.store import files
-from edgecortex.store.entry import VERSION, Chain, Entry, thought, window_of
+from edgecortex.store.entry import VERSION, Chain, Entry, file_name_of, thought, window_of
 from edgecortex.store.found import without
 from edgecortex.store.index import Index, Key
 
@@ -392,7 +392,7 @@ class Sessions:
         return self.folder / f"{name}.json"
 
     def _block(self, key: Key) -> Path:
-        return self._blocks / f"{key[0]}.{key[1]}.safetensors"
+        return self._blocks / file_name_of(*key)
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecortex.config import EngineConfig, SamplingParams
-from edgecortex.generation import Generation
-from edgecortex.kv.context import Context
+from edgecortex.config import EngineConfig
 from edgecortex.scheduler import Request, Scheduler
 from edgecortex.yielding import SideShare
+from tests.simulated import admit, feed, request
 
 ALONE_S = 0.1  # a step of the main agent
 
@@ -134,18 +133,6 @@ def test_a_long_rest_is_not_saved_up() -> None:
 # The scheduler as a whole.
 
 
-def request(priority: int, prompt: int, most: int, side: bool = False) -> Request:
-    sampling = SamplingParams(max_tokens=most)
-    made = Request(object(), [7] * prompt, sampling, Generation(), lambda text, cut: None, None)  # type: ignore[arg-type]
-    made.priority, made.side = priority, side
-    return made
-
-
-def admit(request: Request) -> bool:
-    request.context = Context(0)
-    return True
-
-
 def simulate(
     scheduler: Scheduler, num_steps: int, seconds: Callable[[int, int], float]
 ) -> list[tuple[int, int, float]]:
@@ -157,13 +144,7 @@ def simulate(
         main = sum(n for r, n in batch if not r.side)
         side = sum(n for r, n in batch if r.side)
         took = seconds(main, side)
-        for each, n in batch:
-            assert each.context
-            each.context.token_ids += each.next_ids(n)
-            if each.pending() == 0:
-                each.generation.add_token(7, "x")
-                if len(each.generation.token_ids) == each.sampling.max_tokens:
-                    scheduler.remove(each)
+        feed(scheduler, batch)
         scheduler.observe(batch, took)
         steps.append((main, side, took))
     return steps
@@ -177,7 +158,7 @@ def affine(main: int, side: int) -> float:
 def busy() -> tuple[Scheduler, Request, list[Request]]:
     """A main agent with a long prompt and a long answer, and 16 side agents."""
     scheduler = Scheduler(EngineConfig(kv_format="fp"), admit, lambda request: False)
-    main, sides = request(0, 600, 3000), [request(1, 40, 64, side=True) for _ in range(16)]
+    main, sides = request(600, 3000), [request(40, 64, True, priority=1) for _ in range(16)]
     for each in (*sides, main):
         scheduler.add(each)
     return scheduler, main, sides
@@ -211,7 +192,7 @@ def test_side_agents_get_on_together(busy) -> None:
 def test_side_agents_alone_have_all_of_the_machine() -> None:
     scheduler = Scheduler(EngineConfig(kv_format="fp"), admit, lambda request: False)
     for _ in range(4):
-        scheduler.add(request(1, 40, 16, side=True))
+        scheduler.add(request(40, 16, True, priority=1))
     simulate(scheduler, 30, affine)
     assert not scheduler.has_work
 
