@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgecortex.bench import side
-from edgecortex.bench.report import Report, Row, make_report
+from edgecortex.bench.report import Report, Row, make_report, median
 from edgecortex.config import EngineConfig
 from edgecortex.kv.format import AUTO, KV4
 from edgecortex.models import resolve
@@ -36,8 +36,9 @@ Progress = Callable[[str], None]
 class Plan:
     """What is measured on a River of `river_tokens`: the memory of each of these numbers of
     `resident` Streams when each has `said` so many tokens (up to `MANY` Streams; beyond, the first
-    of these numbers only), and speeds beside these numbers of `busy` ones, in so many `rounds` of
-    `phase_tokens`. `published` are numbers of Streams in the published measurements' shape."""
+    of these numbers only), speeds beside these numbers of `busy` ones in so many `rounds` of
+    `phase_tokens`, and as many rounds of one thought of `thought_tokens`. `published` are numbers
+    of Streams in the published measurements' shape."""
 
     river_tokens: int = 4096
     resident: tuple[int, ...] = (10, 50, 100, 1000)
@@ -45,6 +46,7 @@ class Plan:
     busy: tuple[int, ...] = (0, 4, 16, 100)
     rounds: int = 5
     phase_tokens: int = 64
+    thought_tokens: int = 32
     published: tuple[int, ...] = (10, 50, 100)
 
 
@@ -60,6 +62,11 @@ DEFINITIONS = {
     "published_mb": "Warp-Cortex, table 2: growth of video memory per agent",
     "river_share": "the River's tokens per second while all Streams decode over those while they "
     "rest, in the same round: the median, the least and the most",
+    "thought": "of a Stream that gets its task while the River speaks, from then on until its "
+    "thought is injected; landmarks are collected for it. The figure is the median of the rounds",
+    "gap": "the longest time between two tokens of the River meanwhile over the median one alone",
+    "begun_s": "until the Stream's prompt was read; decided_s: until the thought was injected, "
+    "inject_s of it in judging and injecting",
     "streams_alone_tok_s": "of all Streams together, while the River rests",
 }
 
@@ -82,6 +89,7 @@ def measure(
         own.keep()
         rows = own.memory(plan.resident)
         rows += [own.beside(count) for count in plan.busy]
+        rows += own.thoughts()
         if plan.published:
             progress(f"a model of {QWEN}")
             made = f"{folder}/qwen"
@@ -134,27 +142,41 @@ class _River:
         row: Row = self._run("council_speed", "beside", kv=False, streams=count, **sizes)
         return {"model": self.model, **row}
 
+    def thoughts(self) -> list[Row]:
+        """One thought after the other, beside the River."""
+        self.progress(f"{self.model}: thoughts while the River speaks")
+        sizes = {"tokens": self.plan.phase_tokens, "said": self.plan.thought_tokens}
+        found = self._run("council_thought", "whole", kv=False, rounds=self.plan.rounds, **sizes)
+        return [{"model": self.model, **row} for row in found]
+
     def _run(self, module: str, job: str, kv: bool = True, **arguments: Any) -> Any:
         format = {"kv_format": self.kv_format} if kv else {}
         return side.run(module, job, path=self.path, store=self.store, **format, **arguments)
 
 
 def _figures(rows: Sequence[Row], model: str) -> dict[str, float]:
-    """Of 100 Streams in memory, when they have said the least, and of 16 busy ones; where these
-    were measured."""
+    """Of 100 Streams in memory, when they have said the least, of 16 busy ones, and of a thought;
+    where these were measured."""
     found: dict[str, float] = {}
-    for row in rows:
-        if (row["model"], row["what"], row["streams"]) == (model, "memory", 100):
-            found.setdefault("council.mb_per_stream_100", row["mb_per_stream"])
-        if (row["model"], row["what"], row["streams"]) == (model, "speed", 16):
-            found["council.river_share_16"] = row["river_share"]
+    for row in _of(rows, model, what="memory", streams=100)[:1]:
+        found["council.mb_per_stream_100"] = row["mb_per_stream"]
+    for row in _of(rows, model, what="speed", streams=16):
+        found["council.river_share_16"] = row["river_share"]
+    if gaps := [row["gap"] for row in _of(rows, model, what="thought")]:
+        found["council.thought_gap"] = median(gaps)
     return found
 
 
 def _spread(rows: Sequence[Row], model: str) -> dict[str, list[float]]:
     """The least and the most over rounds."""
-    wanted = {"model": model, "what": "speed", "streams": 16}
-    found = [row for row in rows if wanted.items() <= row.items()]
-    if not found:
-        return {}
-    return {"council.river_share_16": [found[0]["least_share"], found[0]["most_share"]]}
+    found: dict[str, list[float]] = {}
+    for row in _of(rows, model, what="speed", streams=16):
+        found["council.river_share_16"] = [row["least_share"], row["most_share"]]
+    if gaps := [row["gap"] for row in _of(rows, model, what="thought")]:
+        found["council.thought_gap"] = [min(gaps), max(gaps)]
+    return found
+
+
+def _of(rows: Sequence[Row], model: str, **wanted: object) -> list[Row]:
+    wanted["model"] = model
+    return [row for row in rows if wanted.items() <= row.items()]

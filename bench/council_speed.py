@@ -45,14 +45,19 @@ class Council:
         for request in self.streams:
             request.held = not streams
         lead = self.river if river else self.streams[0]
-        self._step_until(lead, SETTLING)
+        self.step_until(lead, SETTLING)
         before, start = self._said(), time.perf_counter()
-        self._step_until(lead, num_tokens)
+        self.step_until(lead, num_tokens)
         seconds = time.perf_counter() - start
         main, side = (b - a for a, b in zip(before, self._said(), strict=True))
         return main / seconds, side / seconds
 
-    def _step_until(self, lead: Request, num_tokens: int) -> None:
+    def step_until(self, lead: Request, num_tokens: int) -> None:
+        """Steps until `lead` has said so many more.
+
+        Raises:
+            EdgeCortexError: an answer has come to its end.
+        """
         stats = lead.generation.stats
         stop = stats.num_generated_tokens + num_tokens
         while stats.num_generated_tokens < stop:
@@ -107,14 +112,14 @@ def _begun(river: Agent, num_streams: int) -> Council:
     engine, core, sampling = river.engine, river.engine.core, SamplingParams(max_tokens=MOST)
     cortex = river.think_with(CortexConfig(sampling=sampling))
     river.chat(QUESTION, sampling)
-    main = engine.call(lambda: _hold(core, river))
+    main = engine.call(lambda: hold(core, river))
     for task in tasks(num_streams):
         river.spawn(task)
     side = engine.call(lambda: step_until_said(core, cortex, num_streams, 1))
     return Council(core, main, side)
 
 
-def _hold(core: EngineCore, river: Agent) -> Request:
+def hold(core: EngineCore, river: Agent) -> Request:
     """Has the River rest as soon as it has said something."""
     while not (held := [r for r in core.scheduler.running if r.agent is river]):
         core.step()

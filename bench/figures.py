@@ -176,6 +176,13 @@ FIGURES = {
         0.8,
         f"{PUBLISHED_CORTEX}: “near-baseline”",
     ),
+    "council.thought_gap": Figure(
+        "longest time between two tokens of the River while a Stream is given a task, thinks and "
+        "its thought is injected ÷ the median one alone",
+        LESS,
+        3,
+        "undisturbed: 1",
+    ),
     "synapse.gap_closed": Figure(
         "share of what 4 sinks and 124 recent tokens lose to the whole context that 128 landmarks "
         "get back, in log-likelihood of what follows",

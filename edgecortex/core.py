@@ -50,7 +50,8 @@ class EngineCore:
         return bool(self._jobs) or self.scheduler.has_work
 
     def defer(self, job: Callable[[], object]) -> None:
-        """Has a job done between steps, one before each."""
+        """Has a job for side agents done between steps: one before each, as far as main agents
+        keep their share."""
         self._jobs.append(job)
 
     # Agents.
@@ -95,13 +96,13 @@ class EngineCore:
 
     def step(self) -> None:
         """Schedule, run, postprocess."""
-        if self._jobs:
-            self._jobs.popleft()()
+        self._do_job()
         start = time.perf_counter()
         self._drop_cancelled()
         batch = self.scheduler.schedule()
         if not batch:
-            self._refuse_stuck()
+            if not self._jobs:  # one of them may make room
+                self._refuse_stuck()
             self._tell_read()
             return
         elsewhere, began = self.runner.model_s + self.sample_s, time.perf_counter()
@@ -117,6 +118,12 @@ class EngineCore:
         self.overhead_s += now - start - (self.runner.model_s + self.sample_s - elsewhere)
         self.scheduler.observe(batch, now - began)
         self._tell_read()
+
+    def _do_job(self) -> None:
+        if self._jobs and self.scheduler.spares_side():
+            start = time.perf_counter()
+            self._jobs.popleft()()
+            self.scheduler.charge_side(time.perf_counter() - start)
 
     def _tell_read(self) -> None:
         """Tells whoever waits for it that a held answer's prompt is read."""

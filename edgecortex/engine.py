@@ -140,7 +140,7 @@ class Engine:
         Raises:
             ClosedError: the engine is closed.
         """
-        self._check_open()
+        self.check_open()
         conversation = Conversation(self.model.tokenizer, system)
         return Agent(self, _named(name), conversation, sampling or SamplingParams(), priority)
 
@@ -273,10 +273,14 @@ class Engine:
     def _post(self, call: Callable[[], None]) -> None:
         """Hands a call to the engine's thread, which serves all that came before its end."""
         with self._posting:
-            self._check_open()
+            self.check_open()
             self._inbox.put(call)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """
+        Raises:
+            ClosedError: the engine is closed.
+        """
         if self._closed:
             raise ClosedError("the engine is closed; load a new one")
 

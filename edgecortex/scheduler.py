@@ -201,10 +201,17 @@ class Scheduler:
             self.running.append(request)
             num_main += not request.side
 
+    def spares_side(self) -> bool:
+        """Whether something else than their steps may be done for side agents now."""
+        return not self._main_waits() or self.side_share.spares()
+
     def charge_side(self, seconds: float) -> None:
-        """Counts what else was done for side agents, if a main agent waited meanwhile."""
-        if any(request.wanted() for request in self.running if not request.side):
+        """Counts what that took, if a main agent waited meanwhile."""
+        if self._main_waits():
             self.side_share.charge(seconds)
+
+    def _main_waits(self) -> bool:
+        return any(request.wanted() for request in self.running if not request.side)
 
     def prefill_room(self, num_decoding: int) -> int:
         """Prefill tokens that fit into a step without stretching it past `max_gap`. None where

@@ -16,17 +16,23 @@ class SideShare:
         self._alone_s: float | None = None
         self._token_s: float | None = None
         self._had_side = False  # the newest step
-        self._wanted = False  # side agents, to have a part in the coming step
+        self._wanted = False  # side agents, to have something done
 
     def room(self, wanted: int) -> int:
         """How many tokens of side agents may go into a step of main agents that decode."""
-        self._wanted = wanted > 0
+        self._wanted |= wanted > 0
         if self._alone_s is None or not self._rate:
             return 0
         token_s = self._token_s or self._alone_s
         most = int(self._max_extra * self._alone_s / token_s) if self._token_s else 1
         room = min(wanted, max(1, most))
         return room if room * token_s <= self._credit_s else 0
+
+    def spares(self) -> bool:
+        """Whether something may be done for side agents between steps, to be charged. If not, they
+        wait for it."""
+        self._wanted = not self._rate or self._credit_s < 0
+        return not self._wanted
 
     def observe(self, num_side: int, seconds: float, decoding: bool) -> None:
         """Learns from a step in which main agents had a part, all of them `decoding` or not."""

@@ -134,8 +134,10 @@ def test_side_agents_pay_only_for_what_a_main_one_waited_for() -> None:
     before = engine.side_share._credit_s
     engine.charge_side(5.0)
     assert engine.side_share._credit_s == before - 5.0
+    assert not engine.spares_side()
     main.held = True
     count(engine, lambda: not main.wanted(), 5)
     before = engine.side_share._credit_s
     engine.charge_side(5.0)
     assert engine.side_share._credit_s == before
+    assert engine.spares_side()

@@ -104,8 +104,11 @@ class LayerKV:
 
     @property
     def nbytes(self) -> int:
-        bias = 0 if self.bias is None else self.bias.nbytes
-        return sum(part.nbytes for part in (*self.k, *self.v)) + bias
+        return sum(part.nbytes for part in self.arrays())
+
+    def arrays(self) -> list[mx.array]:
+        """All there are, for evaluation."""
+        return [*self.k, *self.v] + ([] if self.bias is None else [self.bias])
 
     def scores(self, q: mx.array, dense: bool) -> mx.array:
         """q (n_kv_heads, R, head_dim) times the keys: (n_kv_heads, R, L)."""
@@ -283,8 +286,7 @@ class KVSegment:
 
     def arrays(self) -> list[mx.array]:
         """Every array of the segment, for evaluation."""
-        parts = [part for layer in self.layers for part in (*layer.k, *layer.v)]
-        return parts + [layer.bias for layer in self.layers if layer.bias is not None]
+        return [part for layer in self.layers for part in layer.arrays()]
 
     def cut(self, num_tokens: int) -> "KVSegment | None":
         """The first `num_tokens` tokens (a multiple of the block) as a segment of its own, or

@@ -17,23 +17,17 @@ from edgecortex.contexts import Foreign
 from edgecortex.conversation import Conversation
 from edgecortex.errors import ConfigError, PromptError, StateError
 from edgecortex.generation import Generation
-from edgecortex.kv.context import Attachment, Context, Trace
+from edgecortex.kv.context import Attachment, Context
 from edgecortex.warp import injection
 from edgecortex.warp.gate import PLAIN_TEXT, THRESHOLD, ValidationGate
 from edgecortex.warp.router import KINDS, CortexRouter, RouterLimits
 from edgecortex.warp.stream import Stream, Thought
-from edgecortex.warp.synapse import NUM_LANDMARKS, NUM_QUERIES, Synapse
+from edgecortex.warp.synapse import NUM_LANDMARKS, Synapse, follow, trace
 
 if TYPE_CHECKING:
     from edgecortex.agent import Agent
     from edgecortex.core import EngineCore
 
-PROMPTS = {
-    "SEARCH": "Look in what was said so far for this: {}",
-    "CODE": "Write this code: {}",
-    "CHECK": "Check whether this is right: {}",
-}
-RIVER_STATES = 1024  # of its newest tokens the gate compares hidden states
 ALLOWANCE = 256  # tokens of thoughts that any River takes, however little it was told
 REFERENCE = "{}\n\n"  # any words around it would be said again
 
@@ -64,8 +58,7 @@ class CortexConfig:
     sampling: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=64))
 
     def __post_init__(self) -> None:
-        if self.mode not in injection.MODES:
-            raise ConfigError(f"mode must be forward or graft, got {self.mode!r}")
+        injection.check_mode(self.mode)
         if not 0 < self.max_share <= 1:
             raise ConfigError(f"max_share must be above 0 and at most 1, got {self.max_share!r}")
         CortexRouter(self.kinds, self.limits)  # each raises what is wrong with its own
@@ -88,6 +81,7 @@ class Cortex:
         self.router = CortexRouter(config.kinds, config.limits)
         self.thoughts = list(thoughts)
         self.streams: list[Stream] = []
+        self._awaiting: list[Stream] = []  # those that have not begun; a job is there for them
         self._num_answers = 0  # of the River that are over
 
     @property
@@ -146,8 +140,7 @@ class Cortex:
         if not task.strip():
             raise PromptError("the task is empty: expected some text, got none")
         mode = mode or self.config.mode
-        if mode not in injection.MODES:
-            raise ConfigError(f"mode must be forward or graft, got {mode!r}")
+        injection.check_mode(mode)
         return Thought(task.strip(), kind, role, origin, mode=mode)
 
     # On the engine's thread: the River.
@@ -155,16 +148,11 @@ class Cortex:
     def admitted(self, context: Context) -> None:
         """The River's answer has got a context: what it asks for is counted anew."""
         self.router.reset()
-        self._follow(context)
-
-    def _follow(self, context: Context) -> None:
-        """Has the River's context traced from now on."""
         self.synapse.forget(context.position)
-        if context.trace is None:
-            context.trace = Trace(len(self._core.pool.caches), NUM_QUERIES, RIVER_STATES)
+        follow(self._core.runner, context)
 
     def has_read(self) -> None:
-        """The River has read a question."""
+        pass
 
     def start_planned(self, planned: Sequence[Thought]) -> None:
         """The River has read the question that these tasks go with."""
@@ -173,7 +161,6 @@ class Cortex:
         self._let_go()
 
     def heard(self, text: str) -> None:
-        """The River has said something."""
         self.heard_by(self.router, text)
 
     def heard_by(self, router: CortexRouter, text: str) -> None:
@@ -220,18 +207,52 @@ class Cortex:
             self.thoughts.append(thought)
 
     def _start(self, thought: Thought, router: CortexRouter) -> Stream:
-        """Makes a Stream and has it think; one that cannot is a failed thought."""
+        """Makes a Stream, which thinks as soon as there are landmarks."""
         self.thoughts.append(thought)
         name = f"{self.river.name}/{len(self.thoughts)}"
-        stream = Stream(self, name, self._conversation(), thought, router.child())
+        told = self.river.conversation.copy()
+        stream = Stream(self, name, told, thought, router.child())
         self.streams.append(stream)
-        prompt = PROMPTS.get(thought.kind, "{}").format(thought.task)
+        self._awaiting.append(stream)
+        if len(self._awaiting) == 1:
+            self._core.defer(self._prepare)
+        return stream
+
+    def _prepare(self) -> None:
+        """Has the Streams that wait begin, or collects landmarks of one more layer for them."""
+        failed = None
         try:
+            self.river.engine.check_open()
+            if any(not stream.closed for stream in self._awaiting) and self._look():
+                self._core.defer(self._prepare)
+                return
+        except Exception as error:  # whatever it is, it is theirs
+            failed = error
+        awaiting, self._awaiting = self._awaiting, []
+        for stream in awaiting:
+            self._begin(stream, failed)
+
+    def _look(self) -> bool:
+        """Goes on collecting the River's landmarks. Returns whether there are more to come."""
+        context, runner = self._visible(), self._core.runner
+        if context is None:
+            return False
+        with self._core.pool.kept(context):
+            return trace(runner, context) or not self.synapse.grow(runner, context)
+
+    def _begin(self, stream: Stream, failed: Exception | None) -> None:
+        """Has a Stream think; one that cannot is a failed thought."""
+        if stream.closed:
+            self._end(stream, "cancelled", "")
+        if stream.thought.ended:
+            return
+        try:
+            if failed:
+                raise failed
             self._show(stream)
-            stream.generation = stream.chat(f"{thought.role}\n{prompt}".strip())
+            stream.generation = stream.chat(stream.thought.prompt)
         except Exception as error:  # whatever it is, it is this Stream's own
             self._end(stream, "failed", str(error) or repr(error))
-        return stream
 
     def _conversation(self) -> Conversation:
         """The River's, with what it is saying: new text goes on from there. The Stream has no
@@ -242,45 +263,25 @@ class Cortex:
         told.token_ids = []
         return told
 
-    def _show(self, stream: Stream) -> None:
-        """Lets a Stream begin with the River's landmarks; it reads all of the text where there
-        are none, or where the River itself has not read all."""
+    def _visible(self) -> Context | None:
+        """The River's context; None where a Stream has to read all of the text, as there can be no
+        landmarks or the River itself has not read all."""
         context, told = self._core.contexts.get(self.river), self.river.conversation
         read = self._core.contexts.holds(self.river, told.token_ids[:-1])
         is_long = context is not None and context.num_own > self.synapse.budget(context)
-        if not (context and read and is_long and told.rendered):
+        return context if read and is_long and told.rendered else None
+
+    def _show(self, stream: Stream) -> None:
+        """Lets a Stream begin with the River's landmarks, or with all of the text."""
+        context, stream.conversation = self._visible(), self._conversation()
+        if context is None:
             stream.conversation.rendered = ""
             return
-        start = time.perf_counter()
-        with self._core.pool.kept(context):
-            self._trace(context)
-            segment = self.synapse.segment(self._core.runner, context)
-        laid = Attachment(segment, 0, "synapse")
+        laid = Attachment(self.synapse.segment(self._core.runner, context), 0, "synapse")
         self._core.contexts.begin(stream, Foreign(context.position, [laid]))
-        self._core.scheduler.charge_side(time.perf_counter() - start)
-
-    def _trace(self, context: Context) -> None:
-        """Reads the last of a context again, if nothing of it has been traced.
-
-        Raises:
-            BudgetError: there is no room for a copy of its row.
-        """
-        if context.trace and context.trace.hidden.parts:
-            return
-        pool, runner = self._core.pool, self._core.runner
-        self._follow(context)
-        reader = pool.fork(context)
-        try:
-            kept = pool.truncate(reader, max(0, context.num_own - NUM_QUERIES))
-            reader.trace = context.trace
-            injection.with_room(pool, reader, context.num_own)
-            for i in range(kept, context.num_own, 512):
-                runner.run([(reader, context.token_ids[i : i + 512])])
-        finally:
-            pool.close(reader)
 
     def thought_of(self, stream: Stream, text: str | None, generation: Generation) -> None:
-        """A Stream has said what it thinks: it is judged before the next step."""
+        """A Stream has said what it thinks: it is judged between steps."""
         thought = stream.thought
         thought.think_s = time.perf_counter() - generation.started
         if generation.cancelled:
@@ -305,7 +306,6 @@ class Cortex:
         except Exception as error:  # whatever it is, it is this Stream's own
             thought.status, thought.reason = "failed", str(error) or repr(error)
         thought.inject_s = time.perf_counter() - start
-        self._core.scheduler.charge_side(thought.inject_s)
         self._end(stream, thought.status, thought.reason)
 
     def _merge(self, stream: Stream) -> None:
@@ -316,7 +316,7 @@ class Cortex:
             thought.status, thought.reason = "rejected", "a context of theirs is not in memory"
             return
         with self._core.pool.kept(side), self._core.pool.kept(main):
-            self._trace(main)
+            trace(self._core.runner, main)
             ids = self._core.model.tokenizer.encode(thought.text, first=False)
             thinking = self._core.runner.hidden_of(ids)
         assert main.trace
@@ -384,7 +384,7 @@ class Cortex:
 
     def _let_go(self) -> None:
         """Lets the River answer once nothing that was planned is being thought about."""
-        if all(stream.thought.origin != "planned" for stream in self.streams):
+        if all(each.thought.origin != "planned" for each in self.streams):
             self._core.scheduler.let_go(self.river)
 
 

@@ -8,13 +8,22 @@ from hashlib import blake2b
 import mlx.core as mx
 import numpy as np
 
-from edgecortex.errors import BudgetError
+from edgecortex.errors import BudgetError, ConfigError
 from edgecortex.kv.context import Context
 from edgecortex.kv.pool import BlockPool
 from edgecortex.kv.segment import KVSegment, LayerKV, rotate
 from edgecortex.runner import ModelRunner
 
 MODES = ("forward", "graft")
+
+
+def check_mode(mode: str) -> None:
+    """
+    Raises:
+        ConfigError: no such mode.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"mode must be {' or '.join(MODES)}, got {mode!r}")
 
 
 def forward(runner: ModelRunner, context: Context, token_ids: Sequence[int]) -> KVSegment:

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from edgecortex.warp.cortex import Cortex
     from edgecortex.warp.router import CortexRouter
 
+PROMPTS = {
+    "SEARCH": "Look in what was said so far for this: {}",
+    "CODE": "Write this code: {}",
+    "CHECK": "Check whether this is right: {}",
+}
+
 
 @dataclass
 class Thought:
@@ -47,6 +53,12 @@ class Thought:
     inject_s: float = 0.0
 
     @property
+    def prompt(self) -> str:
+        """What its Stream is asked."""
+        task = PROMPTS.get(self.kind, "{}").format(self.task)
+        return f"{self.role}\n{task}".strip()
+
+    @property
     def ended(self) -> bool:
         return self.status not in ("waiting", "thinking")
 
@@ -64,8 +76,8 @@ class Thought:
 class Stream(Agent):
     """Thinks about one task on its River's landmarks. Made by `Agent.spawn`.
 
-    Like any agent it can be asked on, closed, or listened to through `generation`; what it answers
-    first is its thought.
+    Like any agent it can be asked on, closed, or listened to through `generation`, which is there
+    once it has begun; what it answers first is its thought.
     """
 
     def __init__(

@@ -1,19 +1,21 @@
 """`Synapse`: a few landmarks of one context, as a segment that any number of others share."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import numpy as np
 
 from edgecortex.errors import ConfigError
-from edgecortex.kv.context import Context
+from edgecortex.kv.context import Context, Trace
 from edgecortex.kv.pool import BlockPool
 from edgecortex.kv.segment import KVSegment, LayerKV, rotate
 from edgecortex.runner import ModelRunner
+from edgecortex.warp import injection
 from edgecortex.warp.landmarks import RULES, Landmarks, View
 
 NUM_LANDMARKS = 64
 NUM_QUERIES = 128  # newest tokens whose queries say what matters
+RIVER_STATES = 1024  # of a River's newest tokens whose hidden states the gate compares
 
 
 @dataclass
@@ -32,6 +34,8 @@ class Synapse:
     num_landmarks: int | None = NUM_LANDMARKS
     refresh: int = 256
     _segment: KVSegment | None = None
+    _layers: list[LayerKV] = field(default_factory=list)  # of the next one
+    _read: tuple[int, int] = (0, 0)  # how many landmarks those have, up to which position
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -43,17 +47,34 @@ class Synapse:
 
     def segment(self, runner: ModelRunner, context: Context) -> KVSegment:
         """The landmarks of a context that is traced, as of at most `refresh` tokens ago."""
-        old = self._segment
-        if old is None or not 0 <= context.position - old.stop < self.refresh:
-            self._segment = collect(runner, context, self.rule, self.budget(context))
+        while not self.grow(runner, context):
+            pass
         assert self._segment
         return self._segment
 
+    def grow(self, runner: ModelRunner, context: Context) -> bool:
+        """Collects those of one more layer, if there are none that will do. Returns whether there
+        are now. The context may go on meanwhile."""
+        old, position = self._segment, context.position
+        if old and 0 <= position - old.stop < self.refresh:
+            return True
+        if not self._layers or position < self._read[1]:
+            self._layers, self._read = [], (min(self.budget(context), context.num_own), 0)
+        k = self._read[0]
+        self._layers.append(collect_layer(runner, context, len(self._layers), self.rule, k))
+        self._read = k, position
+        if len(self._layers) < len(runner.pool.caches):
+            return False
+        self._segment, self._layers = KVSegment(self._layers, position - k, k), []
+        return True
+
     def forget(self, position: int = 0) -> None:
-        """Lets the landmarks go if they reach past `position`: from there on the context is
-        another one now."""
+        """Lets landmarks go that reach past `position`: from there on the context is another one
+        now."""
         if self._segment and self._segment.stop > position:
             self._segment = None
+        if self._read[1] > position:
+            self._layers = []
 
     def budget(self, context: Context) -> int:
         """How many landmarks a context gets."""
@@ -63,13 +84,45 @@ class Synapse:
 def collect(runner: ModelRunner, context: Context, rule: str, k: int) -> KVSegment:
     """`k` landmarks of every layer and KV head, at their own positions; a layer with a window
     has at most what that holds."""
-    layers, k = [], min(k, context.num_own)
-    for layer in range(len(runner.pool.caches)):
-        view = view_of(runner, context, layer)
-        layers.append(sealed(runner.pool, layer, view, mark(view, rule, k)))
-    segment = KVSegment(layers, context.position - k, k)
-    mx.eval(segment.arrays())
-    return segment
+    k = min(k, context.num_own)
+    numbers = range(len(runner.pool.caches))
+    layers = [collect_layer(runner, context, number, rule, k) for number in numbers]
+    return KVSegment(layers, context.position - k, k)
+
+
+def collect_layer(runner: ModelRunner, context: Context, number: int, rule: str, k: int) -> LayerKV:
+    """One layer's `k` landmarks, evaluated."""
+    view = view_of(runner, context, number)
+    layer = sealed(runner.pool, number, view, mark(view, rule, k))
+    mx.eval(layer.arrays())
+    return layer
+
+
+def follow(runner: ModelRunner, context: Context) -> None:
+    """Has a context traced from now on."""
+    if context.trace is None:
+        context.trace = Trace(len(runner.pool.caches), NUM_QUERIES, RIVER_STATES)
+
+
+def trace(runner: ModelRunner, context: Context) -> bool:
+    """Reads the last of a context again, if nothing of it has been traced. Returns whether.
+
+    Raises:
+        BudgetError: there is no room for a copy of its row.
+    """
+    if context.trace and context.trace.hidden.parts:
+        return False
+    follow(runner, context)
+    reader = runner.pool.fork(context)
+    try:
+        kept = runner.pool.truncate(reader, max(0, context.num_own - NUM_QUERIES))
+        reader.trace = context.trace
+        injection.with_room(runner.pool, reader, context.num_own)
+        for i in range(kept, context.num_own, 512):
+            runner.run([(reader, context.token_ids[i : i + 512])])
+    finally:
+        runner.pool.close(reader)
+    return True
 
 
 def view_of(runner: ModelRunner, context: Context, layer: int) -> View:

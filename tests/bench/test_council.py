@@ -40,6 +40,7 @@ SMALL = council.Plan(
     busy=(0, 2),
     rounds=2,
     phase_tokens=6,
+    thought_tokens=4,
     published=(2,),
 )
 
@@ -51,7 +52,7 @@ def report(smollm2: Path) -> dict[str, Any]:
         patch.setattr(council, "QWEN25_05B", SMALL_QWEN)
         patch.setattr(council, "PUBLISHED_MB", {2: 7})
         found = council.measure(str(smollm2), lines.append, plan=SMALL)
-    assert len(lines) == 7  # two Rivers, a model and four numbers of Streams
+    assert len(lines) == 8  # two Rivers, a model, four numbers of Streams and thoughts
     return found
 
 
@@ -83,11 +84,23 @@ def test_speed(report: dict[str, Any]) -> None:
     assert two["streams_alone_tok_s"] > 0
 
 
+def test_thoughts(report: dict[str, Any]) -> None:
+    found = rows(report, "thought")
+    assert [row["status"] for row in found] == ["accepted"] * 2
+    for row in found:
+        assert row["gap"] == row["longest_gap_s"] / row["alone_gap_s"] > 1
+        assert 0 < row["river_share"] < 1.2
+        assert 0 < row["begun_s"] < row["decided_s"]
+        assert 0 < row["inject_s"] < row["decided_s"]
+
+
 def test_settings(report: dict[str, Any]) -> None:
     settings = report["settings"]
     assert settings["river_share"] == EngineConfig.river_share
     assert (settings["resident"], settings["busy"]) == ((3,), (0, 2))
-    assert report["figures"] == {}  # neither 100 in memory nor 16 busy
+    assert list(report["figures"]) == ["council.thought_gap"]  # neither 100 in memory nor 16 busy
+    low, high = report["spread"]["council.thought_gap"]
+    assert low <= report["figures"]["council.thought_gap"] <= high
 
 
 def test_figures() -> None:
@@ -104,10 +117,12 @@ def test_figures() -> None:
         memory("other", 100, 9.0),
         {"model": "m", "what": "speed", "streams": 16, **shares},
         {"model": "m", "what": "speed", "streams": 4, **shares, "river_share": 0.7},
+        *({"model": "m", "what": "thought", "gap": gap} for gap in (1.5, 3.0, 2.0)),
     ]
-    figures = {"council.mb_per_stream_100": 1.5, "council.river_share_16": 0.85}
-    assert council._figures(made_up, "m") == figures
-    assert council._spread(made_up, "m") == {"council.river_share_16": [0.8, 0.9]}
+    figures = {"mb_per_stream_100": 1.5, "river_share_16": 0.85, "thought_gap": 2.0}
+    spread = {"river_share_16": [0.8, 0.9], "thought_gap": [1.5, 3.0]}
+    assert council._figures(made_up, "m") == {f"council.{k}": v for k, v in figures.items()}
+    assert council._spread(made_up, "m") == {f"council.{k}": v for k, v in spread.items()}
 
 
 def test_many_streams_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

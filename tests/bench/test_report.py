@@ -35,7 +35,7 @@ ASKED = {
     "decode": "alone_over_mlx_lm equal16_over_1 equal16_over_mlx_lm mixed16_over_equal16 "
     "mixed16_over_mlx_lm prefix64_memory prefix64_over_private gap_during_prefill overhead_pct",
     "memory": "disk_bits_per_value shared_prefix_disk_pct gemma3_12b_agents_8k",
-    "council": "mb_per_stream_100 river_share_16",
+    "council": "mb_per_stream_100 river_share_16 thought_gap",
     "synapse": "gap_closed",
     "gate": "auc",
     "injection": "effect_share unrelated_kl",

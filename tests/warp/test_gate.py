@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from edgecortex import Engine, SamplingParams
-from edgecortex.warp.cortex import RIVER_STATES
 from edgecortex.warp.gate import PLAIN_TEXT, RunningStates, ValidationGate, cosine
+from edgecortex.warp.synapse import RIVER_STATES
 
 SAID = {
     "bees": "Bees live in hives. A hive has one queen, who lays all the eggs, and thousands of "

@@ -8,7 +8,8 @@ import pytest
 
 from edgecortex import Agent, Engine
 from edgecortex.errors import ClosedError, ConfigError, PromptError, StateError
-from edgecortex.warp.cortex import CortexConfig
+from edgecortex.warp import synapse
+from edgecortex.warp.cortex import Cortex, CortexConfig
 from edgecortex.warp.router import RouterLimits
 from edgecortex.warp.stream import Stream, Thought
 from tests import scripted
@@ -129,6 +130,44 @@ def test_a_stream_goes_on_from_what_its_river_is_saying(engine: Engine) -> None:
     assert (task["content"], thought["content"]) == ("find one", "It is blue.")
 
 
+def test_a_river_goes_on_while_landmarks_are_collected(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than a layer of them between two of its tokens, for however many Streams."""
+    river = make_river(engine)
+    answer = river.chat("Go on.", limit(3000))
+    next(iter(answer))
+    said: list[int] = []
+    real = synapse.collect_layer
+
+    def collect_layer(*args: Any) -> Any:
+        said.append(answer.stats.num_generated_tokens)
+        return real(*args)
+
+    monkeypatch.setattr(synapse, "collect_layer", collect_layer)
+    streams = [river.spawn(f"find {i}") for i in range(3)]
+    until(engine, lambda: all(each.thought.status == "thinking" for each in streams))
+    assert len(said) == len(set(said)) == len(engine.core.pool.caches) > 1
+    assert len({id(context_of(each).attached[0].segment) for each in streams}) == 1
+    answer.cancel()
+    for each in streams:
+        each.close()
+
+
+def test_landmarks_that_cannot_be_collected(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who wait for them have failed thoughts; the next one gets others."""
+    river = make_river(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(synapse, "collect_layer", lambda *args: 1 / 0)
+        streams = [river.spawn("find one") for _ in range(2)]
+        for each in streams:
+            assert each.result(60).status == "failed"
+            assert "division by zero" in each.thought.reason
+    assert river.spawn("find one").result(60).text == "It is blue."
+
+
 def test_a_role_goes_before_the_task_and_a_kind_around_it(engine: Engine) -> None:
     river = make_river(engine)
     stream = river.spawn("find one", role="You are a finder.", kind="SEARCH")
@@ -218,22 +257,38 @@ def test_closed_or_cancelled_while_thinking(engine: Engine) -> None:
     assert resident(engine) == [river.name]
 
 
-def test_cancelled_before_it_is_queued(engine: Engine) -> None:
-    river = make_river(engine)
-    assert river.cortex
-    cortex = river.cortex
+def begin(cortex: Cortex, task: str) -> Stream:
+    """On the engine's thread: a Stream that has landmarks, and waits to be queued."""
+    stream = cortex._start(Thought(task), cortex.router)
+    for _ in range(10):
+        if stream.generation is None:
+            cortex._prepare()
+    assert stream.generation
+    return stream
 
-    def start(stop: Callable[[Stream], Any]) -> Stream:
-        stream = cortex._start(Thought("find one"), cortex.router)
+
+@pytest.mark.parametrize("stop", [Stream.close, lambda stream: stream.owner._stop(stream)])
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_cancelled_before_it_is_queued(engine: Engine, stop: Any, has_begun: bool) -> None:
+    """Also while it waits for landmarks."""
+    river = make_river(engine)
+    cortex = river.cortex
+    assert cortex
+
+    def start() -> Stream:
+        if has_begun:
+            stream = begin(cortex, "find one")
+        else:
+            stream = cortex._start(Thought("find one"), cortex.router)
         stop(stream)
         return stream
 
-    for stop in (Stream.close, cortex._stop):
-        stream = engine.call(lambda stop=stop: start(stop))
-        assert (stream.result(60).status, stream.thought.text) == ("cancelled", "")
-        assert stream.generation is not None
+    stream = engine.call(start)
+    assert (stream.result(60).status, stream.thought.text) == ("cancelled", "")
+    assert (stream.generation is not None) == has_begun
+    if stream.generation:
         assert stream.generation.text() == ""
-        assert resident(engine) == [river.name]
+    assert resident(engine) == [river.name]
 
 
 def before_it_is_judged(engine: Engine, stream: Stream, act: Callable[[], Any]) -> None:
@@ -251,7 +306,7 @@ def before_it_is_judged(engine: Engine, stream: Stream, act: Callable[[], Any]) 
 
 def test_closed_after_its_last_word(engine: Engine) -> None:
     river = make_river(engine, threshold=None)
-    stream = river.spawn("find one")
+    stream = engine.call(lambda: begin(river.think_with(), "find one"))
     before_it_is_judged(engine, stream, stream.close)
     assert (stream.result(60).status, stream.thought.text) == ("cancelled", "It is blue.")
     assert context_of(river).attached == []
@@ -272,7 +327,8 @@ def test_the_end_of_the_engine_ends_all() -> None:
     """Also a thought that is complete and waits to be judged."""
     with scripted.engine(SCRIPT) as engine:
         river = make_river(engine, threshold=None, sampling=limit(3000))
-        long, done = river.spawn("Think of it."), river.spawn("find one")
+        long = river.spawn("Think of it.")
+        done = engine.call(lambda: begin(river.think_with(), "find one"))
         before_it_is_judged(engine, done, lambda: engine._inbox.put(None))
         assert done.result(60).status == "accepted"
         assert long.result(60).status == "failed"

@@ -12,7 +12,7 @@ from edgecortex.kv.segment import KVSegment
 from edgecortex.runner import ModelRunner
 from edgecortex.warp.cortex import CortexConfig
 from edgecortex.warp.landmarks import RULES
-from edgecortex.warp.synapse import NUM_QUERIES, Synapse, collect, mark, view_of
+from edgecortex.warp.synapse import NUM_QUERIES, Synapse, collect, mark, trace, view_of
 from tests import scripted, tiny
 from tests.scripted import limit, until
 
@@ -139,6 +139,40 @@ def test_made_anew_where_the_context_takes_another_course(runner, read) -> None:
     assert synapse.segment(runner, context) is not second
 
 
+def test_collected_while_the_context_goes_on(runner, read) -> None:
+    """A layer at a time, each as of its own moment; all of them end where the last one did."""
+    context, synapse = read(200), Synapse(num_landmarks=None)
+    fed = 200
+    while not synapse.grow(runner, context):
+        runner.run([(context, IDS[fed : fed + 1])])
+        fed += 1
+    assert fed == 200 + len(runner.pool.caches) - 1
+    segment = synapse.segment(runner, context)
+    assert (segment.stop, segment.num_tokens) == (fed, 64)
+    segment.check_lengths(runner.pool.windows)
+    for number, layer in enumerate(segment.layers):
+        again = read(200 + number)
+        alone = collect(runner, again, synapse.rule, 64).layers[number]
+        for ours, theirs in zip(layer.arrays(), alone.arrays(), strict=True):
+            np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=1e-3)
+
+
+@pytest.mark.parametrize("tell", [False, True])
+def test_collected_anew_where_the_context_takes_another_course(runner, read, tell) -> None:
+    """In the midst of it; whether the synapse is told before the context is as long again."""
+    context, synapse = read(200), Synapse(num_landmarks=16)
+    assert not synapse.grow(runner, context)
+    runner.pool.truncate(context, 150)
+    if tell:
+        synapse.forget(context.position)
+        runner.run([(context, IDS[:250])])
+    calls = 1
+    while not synapse.grow(runner, context):
+        calls += 1
+    assert calls == len(runner.pool.caches)
+    assert synapse.segment(runner, context).stop == context.position
+
+
 def test_as_many_as_the_length_asks_for(runner, read) -> None:
     adaptive, fixed = Synapse(num_landmarks=None), Synapse(num_landmarks=100)
     for num_tokens, expected in ((100, 64), (300, 64), (2048, 64), (2080, 65), (8192, 256)):
@@ -222,13 +256,13 @@ def test_a_context_that_was_not_traced_is_read_again(num_tokens: int) -> None:
     with scripted.engine() as engine:
         river, core = engine.agent(system="x" * num_tokens, sampling=limit(3)), engine.core
         river.chat("Tell me of it.").text()
-        cortex = river.think_with(CortexConfig())
 
         def traced() -> tuple[np.ndarray, np.ndarray]:
             context = core.contexts.get(river)
             assert context
             with core.pool.kept(context):
-                cortex._trace(context)
+                assert trace(core.runner, context)
+                assert not trace(core.runner, context)
             assert context.trace
             read = np.array(context.trace.hidden.all())
             return read, core.runner.hidden_of(context.token_ids)[-len(read) :]

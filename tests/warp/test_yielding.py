@@ -117,6 +117,29 @@ def test_what_is_done_between_steps_is_paid_back() -> None:
     assert 1.0 / (0.25 * ALONE_S) - 5 <= waited <= 1.0 / (0.25 * ALONE_S) + 40
 
 
+@settings(max_examples=60, deadline=None)
+@given(shares, st.floats(0.01, 8.0), st.integers(0, 4))
+def test_what_is_done_between_steps_waits_until_it_is_earned(share, size, side) -> None:
+    """Pieces of any size, beside side agents that decode or not: the main agent keeps its share,
+    all pieces get done, and between two of them there is a step."""
+    machine, done = Machine(SideShare(share, 2.5), 0.2, 0.1), 0
+    extra = 0.0
+    for _ in range(900):
+        if machine.share.spares():
+            machine.share.charge(size * ALONE_S)
+            extra += size * ALONE_S
+            done += 1
+        machine.step(side)
+        total = extra + sum(machine.extra_s)
+        assert total <= (1 / share - 1) * machine.main_s + max(size, 1.5, 0.7) * ALONE_S * 2
+    due = (1 / share - 1) * machine.main_s
+    assert done >= 0.4 * min(due / (size * ALONE_S), 900) - 1
+
+
+def test_all_of_the_speed_leaves_nothing_between_steps_either() -> None:
+    assert not SideShare(1.0, 2.5).spares()
+
+
 def test_a_long_rest_is_not_saved_up() -> None:
     machine = Machine(SideShare(0.8, 2.5), 0.2, 0.1)
     for _ in range(100):
