@@ -65,7 +65,7 @@ DEFINITIONS = {
     "thought": "of a Stream that gets its task while the River speaks, from then on until its "
     "thought is injected; landmarks are collected for it. The figure is the median of the rounds",
     "gap": "the longest time between two tokens of the River meanwhile over the median one alone",
-    "begun_s": "until the Stream's prompt was read; decided_s: until the thought was injected, "
+    "begun_s": "until the landmarks were there; decided_s: until the thought was injected, "
     "inject_s of it in judging and injecting",
     "streams_alone_tok_s": "of all Streams together, while the River rests",
 }

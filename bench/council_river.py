@@ -85,8 +85,13 @@ def tasks(count: int) -> list[str]:
 
 
 def wait_until_begun(engine: Engine, cortex: Cortex, count: int) -> None:
-    """Waits until so many Streams have been asked to think."""
-    while engine.call(lambda: len(cortex.thoughts)) < count:
+    """Waits until so many Streams have landmarks, and have been asked to think."""
+
+    def begun() -> bool:
+        waiting = any(stream.generation is None for stream in cortex.streams)
+        return len(cortex.thoughts) >= count and not waiting
+
+    while not engine.call(begun):
         time.sleep(POLL_S)
 
 

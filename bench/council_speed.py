@@ -11,6 +11,7 @@ from edgecortex.bench.council_river import (
     restored,
     step_until_said,
     tasks,
+    wait_until_begun,
 )
 from edgecortex.bench.report import Row, median
 from edgecortex.bench.side import serve
@@ -115,6 +116,7 @@ def _begun(river: Agent, num_streams: int) -> Council:
     main = engine.call(lambda: hold(core, river))
     for task in tasks(num_streams):
         river.spawn(task)
+    wait_until_begun(engine, cortex, num_streams)
     side = engine.call(lambda: step_until_said(core, cortex, num_streams, 1))
     return Council(core, main, side)
 

@@ -1,16 +1,58 @@
 """The part of the council benchmark about one thought: a River that is speaking, and a Stream that
 is given a task meanwhile, from a look at the River's context to the thought's injection."""
 
+import itertools
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from edgecortex.bench.council_river import QUESTION, open_engine, restored, tasks
-from edgecortex.bench.council_speed import MOST, Council, hold
+from edgecortex.agent import Agent
+from edgecortex.bench.council_river import POLL_S, QUESTION, open_engine, restored, tasks
+from edgecortex.bench.council_speed import MOST, hold
 from edgecortex.bench.report import Row, median
 from edgecortex.bench.side import serve
 from edgecortex.config import SamplingParams
-from edgecortex.warp.cortex import Cortex, CortexConfig
-from edgecortex.warp.stream import Thought
+from edgecortex.errors import EdgeCortexError
+from edgecortex.warp.cortex import CortexConfig
+
+
+@dataclass
+class Clock:
+    """Stands before an answer's detokenizer, and takes down when each token came."""
+
+    inner: Any
+    stamps: list[float] = field(default_factory=list)
+    over: bool = False
+
+    def wait(self, num_tokens: int) -> None:
+        """Until there are more tokens than that.
+
+        Raises:
+            EdgeCortexError: the answer has come to its end.
+        """
+        while len(self.stamps) <= num_tokens:
+            if self.over:
+                raise EdgeCortexError(
+                    "expected the River to go on speaking, got an answer that has ended; "
+                    "measure fewer rounds"
+                )
+            time.sleep(POLL_S)
+
+    def add_token(self, token: int) -> None:
+        self.stamps.append(time.perf_counter())
+        self.inner.add_token(token)
+
+    def finalize(self) -> None:
+        self.over = True
+        self.inner.finalize()
+
+    @property
+    def last_segment(self) -> str:
+        return str(self.inner.last_segment)
+
+    def gaps(self, start: int, stop: int) -> list[float]:
+        """Seconds between the tokens from number `start` to `stop`."""
+        return [b - a for a, b in itertools.pairwise(self.stamps[start : stop + 1])]
 
 
 def whole(path: str, store: str, rounds: int, tokens: int, said: int) -> list[Row]:
@@ -22,48 +64,38 @@ def whole(path: str, store: str, rounds: int, tokens: int, said: int) -> list[Ro
     """
     with open_engine(path, store) as engine:
         river = restored(engine)
-        config = CortexConfig(threshold=None, sampling=SamplingParams(max_tokens=said))
-        cortex = river.think_with(config)
+        river.think_with(CortexConfig(threshold=None, sampling=SamplingParams(max_tokens=said)))
         river.chat(QUESTION, SamplingParams(max_tokens=MOST))
-        speaking = Council(engine.core, engine.call(lambda: hold(engine.core, river)), [])
-        return engine.call(
-            lambda: [_round(speaking, cortex, task, tokens) for task in tasks(rounds)]
-        )
+        main = engine.call(lambda: hold(engine.core, river))
+        clock = main.detokenizer = Clock(main.detokenizer)
+        engine.call(lambda: engine.core.scheduler.let_go(river))
+        return [_round(river, clock, task, tokens) for task in tasks(rounds)]
 
 
-def _round(speaking: Council, cortex: Cortex, task: str, tokens: int) -> Row:
-    speaking.river.held = False
-    alone: list[float] = []
-    _listen(speaking, alone, lambda: len(alone) == tokens)
-    cortex.synapse.forget()
-    gaps: list[float] = []
-    thought, start = Thought(task), time.perf_counter()
-    cortex.start_planned([thought])
-    _listen(speaking, gaps, lambda: thought.status != "waiting")
-    begun = time.perf_counter() - start
-    _listen(speaking, gaps, lambda: thought.ended)
+def _round(river: Agent, clock: Clock, task: str, tokens: int) -> Row:
+    cortex = river.think_with()
+    river.engine.call(cortex.synapse.forget)
+    first = len(clock.stamps)
+    clock.wait(first + tokens)
+    spoken, start = len(clock.stamps), time.perf_counter()
+    stream = river.spawn(task)
+    thought = stream.result()
+    decided = time.perf_counter() - start
+    clock.wait(len(clock.stamps))
+    alone = clock.gaps(first, spoken - 1)
+    beside = clock.gaps(spoken - 1, len(clock.stamps))
+    assert stream.generation
     return {
         "what": "thought",
         "status": thought.status,
-        "gap": max(gaps) / median(alone),
+        "gap": max(beside) / median(alone),
         "alone_gap_s": median(alone),
-        "longest_gap_s": max(gaps),
-        "river_share": (len(gaps) / sum(gaps)) / (len(alone) / sum(alone)),
-        "begun_s": begun,
+        "longest_gap_s": max(beside),
+        "river_share": (len(beside) / sum(beside)) / (len(alone) / sum(alone)),
+        "begun_s": stream.generation.started - start,
         "inject_s": thought.inject_s,
-        "decided_s": time.perf_counter() - start,
+        "decided_s": decided,
     }
-
-
-def _listen(speaking: Council, gaps: list[float], ended: Callable[[], bool]) -> None:
-    """Lets the River speak until a token after which it has `ended`; adds the seconds that each
-    took."""
-    start = time.perf_counter()
-    while not ended():
-        speaking.step_until(speaking.river, 1)
-        now = time.perf_counter()
-        gaps.append(now - start)
-        start = now
 
 
 if __name__ == "__main__":

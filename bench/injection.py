@@ -25,8 +25,8 @@ from edgecortex.models import resolve
 from edgecortex.models.adapter import load_model
 from edgecortex.runner import ModelRunner
 from edgecortex.warp import injection
-from edgecortex.warp.cortex import REFERENCE
 from edgecortex.warp.gate import PLAIN_TEXT, ValidationGate, cosine
+from edgecortex.warp.judge import REFERENCE
 from edgecortex.warp.synapse import NUM_LANDMARKS, NUM_QUERIES, RIVER_STATES, collect
 
 LENGTH = 1024  # tokens of context

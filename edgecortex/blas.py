@@ -3,6 +3,9 @@
 The Linux wheel bundles the reference BLAS. Symbols of a library that was opened with
 RTLD_GLOBAL win over those that `mlx.core` brings along, so OpenBLAS is opened first.
 `EDGECORTEX_BLAS` overrules the search: a library's path, or `off`.
+
+Its threads, and those of numpy's own OpenBLAS, are told to sleep as soon as they have nothing to
+do: as they are delivered they spin for 30 ms, and take a core from MLX's threads and each other.
 """
 
 import ctypes
@@ -14,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+REST = "4"  # OpenBLAS's threads wait 2 ** this many cycles for more work before they sleep
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ def load() -> BlasStatus:
             "mlx was imported before edgecortex, so it runs on its own slow BLAS; "
             "import edgecortex first",
         )
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", REST)
     library = Path(choice) if choice else _find_openblas()
     if library is None:
         return BlasStatus(

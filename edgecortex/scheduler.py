@@ -36,8 +36,9 @@ class Watcher(Protocol):
 class Request:
     """One answer to make. Lower `priority` goes first.
 
-    A `side` request takes what the others leave. One that is `held` reads its prompt but for the
-    last token, and waits.
+    A `side` request takes what the others leave; beside them it reads `one_by_one` if a share of a
+    prompt is dear where its context is long. One that is `held` reads its prompt but for the last
+    token, and waits.
     """
 
     agent: "Agent"
@@ -49,6 +50,7 @@ class Request:
     priority: int = 0
     side: bool = False
     held: bool = False
+    one_by_one: bool = False
     watcher: Watcher | None = None
     text: str = ""
     cut: bool = False  # at a stop string
@@ -171,11 +173,12 @@ class Scheduler:
     def _side_shares(self, side: list[Request]) -> list[tuple[Request, int]]:
         """Who of the others goes along, the longest waiting first."""
         batch: list[tuple[Request, int]] = []
-        room = self.side_share.room(sum(request.wanted() for request in side))
+        wanted = sum(1 if request.one_by_one else request.wanted() for request in side)
+        room = self.side_share.room(wanted)
         for request in sorted(side, key=lambda r: r.last_step):
             if room <= 0:
                 break
-            share = self._prefill_share(request, room)
+            share = self._prefill_share(request, 1 if request.one_by_one else room)
             batch.append((request, share))
             room -= share
         return batch
@@ -203,14 +206,15 @@ class Scheduler:
 
     def spares_side(self) -> bool:
         """Whether something else than their steps may be done for side agents now."""
-        return not self._main_waits() or self.side_share.spares()
+        return not self.main_waits() or self.side_share.spares()
 
     def charge_side(self, seconds: float) -> None:
         """Counts what that took, if a main agent waited meanwhile."""
-        if self._main_waits():
+        if self.main_waits():
             self.side_share.charge(seconds)
 
-    def _main_waits(self) -> bool:
+    def main_waits(self) -> bool:
+        """Whether a main agent's answer is being made."""
         return any(request.wanted() for request in self.running if not request.side)
 
     def prefill_room(self, num_decoding: int) -> int:

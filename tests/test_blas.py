@@ -73,3 +73,13 @@ def test_no_library_at_all_warns_once_with_the_remedy() -> None:
     assert done.stdout == "None\n"
     assert done.stderr.count("\n") == 1
     assert done.stderr.endswith("pip install cmeel-openblas\n")
+
+
+def test_its_threads_do_not_spin_unless_told_to() -> None:
+    code = "import edgecortex, os; print(os.environ['OPENBLAS_THREAD_TIMEOUT'])"
+    assert _python(code, OPENBLAS_THREAD_TIMEOUT="20").stdout == "20\n"
+    environment = {k: v for k, v in os.environ.items() if k != "OPENBLAS_THREAD_TIMEOUT"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "4\n"

@@ -141,3 +141,23 @@ def test_side_agents_pay_only_for_what_a_main_one_waited_for() -> None:
     engine.charge_side(5.0)
     assert engine.side_share._credit_s == before
     assert engine.spares_side()
+
+
+def test_a_token_at_a_time_beside_main_agents_only() -> None:
+    """And no more is waited for than goes into a step."""
+    engine, main, along = scheduler(), request(10, 300), request(40, 1, side=True)
+    along.one_by_one = True
+    engine.add(main)
+    step(engine)
+    engine.add(along)
+    shares = []
+    while along in [*engine.waiting, *engine.running] and len(shares) < 280:
+        before = along.pending()
+        step(engine)
+        shares.append(before - along.pending())
+    assert set(shares) <= {0, 1}
+    assert sum(shares) >= 20
+    main.held = True
+    left = along.pending()
+    step(engine)
+    assert along not in engine.running or left - along.pending() > 1

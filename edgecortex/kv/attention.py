@@ -18,6 +18,8 @@ from edgecortex.cpu import exp2
 from edgecortex.kv.plan import HIDDEN
 from edgecortex.kv.segment import LayerKV
 
+KV = tuple[mx.array, mx.array]
+"""Keys (n_kv_heads, head_dim, L) and values (n_kv_heads, L, v_head_dim) of a run."""
 PIECE = 4096  # sealed tokens that a prompt attends at once: scores of all of them may be too many
 
 
@@ -164,8 +166,8 @@ def _merge(partials: Sequence[Partial], index: mx.array | None, dtype: mx.Dtype)
 
 def prefill(
     q: mx.array,
-    past: tuple[mx.array, mx.array] | None,
-    own: tuple[mx.array, mx.array],
+    past: Sequence[KV],
+    own: KV,
     past_mask: mx.array | None,
     own_mask: mx.array,
 ) -> mx.array:
@@ -174,8 +176,8 @@ def prefill(
 
     Args:
         q: (n_kv_heads, G, n, head_dim).
-        past: sealed keys and values read back, each (n_kv_heads, P, head_dim or v_head_dim).
-        own: keys and values in full precision, each (n_kv_heads, C, head_dim or v_head_dim).
+        past: sealed runs of P tokens together, read back.
+        own: the others, in full precision, C tokens.
         past_mask: (n, P) or as the scores (n_kv_heads, G, n, P), added to them, or None.
         own_mask: (n, C), likewise.
 
@@ -184,8 +186,8 @@ def prefill(
     heads, groups, n, dim = q.shape
     flat = q.reshape(heads, groups * n, dim)
     top, total, out = mx.array(HIDDEN), mx.array(0.0), mx.array(0.0)
-    for keys, values, mask in [(*own, own_mask), *_pieces(past, past_mask)]:
-        scores = _grouped(flat @ keys.swapaxes(-1, -2), groups).astype(mx.float32)
+    for (keys, values), mask in [(own, own_mask), *_pieces(past, past_mask)]:
+        scores = _grouped(flat @ keys, groups).astype(mx.float32)
         scores = scores if mask is None else scores + mask
         before, top = top, mx.maximum(top, scores.max(axis=-1, keepdims=True))
         p, kept = exp2(scores - top), mx.power(2, before - top)
@@ -195,15 +197,28 @@ def prefill(
     return (out / total).astype(q.dtype)
 
 
-def _pieces(
-    past: tuple[mx.array, mx.array] | None, mask: mx.array | None
-) -> Iterator[tuple[mx.array, mx.array, mx.array | None]]:
-    """Sealed keys, values and mask, `PIECE` tokens at a time."""
-    length = 0 if past is None else past[0].shape[1]
-    for start in range(0, length, PIECE):
-        assert past is not None
-        at = slice(start, start + PIECE)
-        yield past[0][:, at], past[1][:, at], None if mask is None else mask[..., at]
+def cut(runs: Sequence[KV], start: int, stop: int) -> list[KV]:
+    """Tokens `start` to `stop` of runs that follow one another."""
+    found, first = [], 0
+    for keys, values in runs:
+        length = values.shape[1]
+        at = slice(max(0, start - first), min(length, stop - first))
+        if at.stop > at.start:
+            found.append((keys[..., at], values[:, at]))
+        first += length
+    return found
+
+
+def _pieces(past: Sequence[KV], mask: mx.array | None) -> Iterator[tuple[KV, mx.array | None]]:
+    """Sealed runs and their masks, at most `PIECE` tokens at a time."""
+    first = 0
+    for run in past:
+        length = run[1].shape[1]
+        for start in range(0, length, PIECE):
+            piece = cut([run], start, start + PIECE)[0]
+            at = slice(first + start, first + min(length, start + PIECE))
+            yield piece, None if mask is None else mask[..., at]
+        first += length
 
 
 def _grouped(x: mx.array, groups: int) -> mx.array:

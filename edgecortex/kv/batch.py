@@ -214,16 +214,15 @@ class BatchQuantizedKVCache:
         out = []
         for block in view.blocks:
             sinks = min(self.format.num_sinks, block.own_start)
-            own = tuple(
+            own_k, own_v = (
                 mx.concatenate([x[:, :sinks], x[:, block.own_start : block.own_stop]], axis=1)
                 for x in (k, v)
             )
-            seen = tuple(x[:, block.past_start : block.past_stop] for x in past)
             out.append(
                 attention.prefill(
                     q[:, :, block.start : block.stop],
-                    (seen[0], seen[1]) if block.past_stop > block.past_start else None,
-                    (own[0], own[1]),
+                    attention.cut(past, block.past_start, block.past_stop),
+                    (own_k.swapaxes(-1, -2), own_v),
                     _added(block, bias),
                     block.own_mask,
                 )
@@ -249,18 +248,23 @@ class BatchQuantizedKVCache:
             slab[slot, :, : row.shape[1]] = row
         return fresh[0], fresh[1]
 
-    def read(self, context: Context, dtype: mx.Dtype) -> tuple[mx.array, mx.array, np.ndarray]:
+    def read(
+        self, context: Context, dtype: mx.Dtype, first: int = 0
+    ) -> tuple[mx.array, mx.array, np.ndarray]:
         """What the layer holds of a context's own tokens: keys (n_kv_heads, L, head_dim) and
-        values (n_kv_heads, L, v_head_dim), still rotated, and the tokens' numbers (L,)."""
+        values (n_kv_heads, L, v_head_dim), still rotated, and the tokens' numbers (L,). Of sealed
+        runs only those that reach past number `first`."""
         sinks = min(self.format.num_sinks, context.num_own)
         length = self.format.row_length(context.num_own)
         k, v = (x[context.slot, :, :length].astype(dtype) for x in self.arrays())
         sealed = [segment.layers[self.layer] for segment in context.own_segments]
+        rest = length - sinks + sum(layer.num_tokens for layer in sealed)
+        while sealed and rest - sealed[0].num_tokens >= context.num_own - first:
+            rest -= sealed.pop(0).num_tokens
         keys = [layer.keys(dtype, k.shape[-1]) for layer in sealed]
         values = [layer.values(dtype) for layer in sealed]
-        num_newest = sum(layer.num_tokens for layer in sealed) + length - sinks
         numbers = np.concatenate(
-            [np.arange(sinks), np.arange(context.num_own - num_newest, context.num_own)]
+            [np.arange(sinks), np.arange(context.num_own - rest, context.num_own)]
         )
         seen = slice(None)
         if self.window is not None:
@@ -284,21 +288,32 @@ class BatchQuantizedKVCache:
         ]
         return mx.concatenate(parts, axis=1)[:, None, None]
 
-    def _past(self, context: Context, dtype: mx.Dtype, head_dim: int) -> tuple[mx.array, ...]:
-        """Everything sealed that the context holds, read back, the span's own blocks last."""
+    def _past(self, context: Context, dtype: mx.Dtype, head_dim: int) -> list[attention.KV]:
+        """Everything sealed that the context holds, read back, the span's own blocks last: the
+        longest run as it is, and what comes before and after it."""
         layers = [segment.layers[self.layer] for segment in context.segments]
         past = self._kept.get(context)
-        if past is not None and past.num_tokens == sum(layer.num_tokens for layer in layers):
+        if past and past.num_tokens != sum(layer.num_tokens for layer in layers):
+            past = self._kept[context] = Past()
+        if past and past.num_tokens:
             layers = []
-        else:
-            past = Past()
         if context in self.sealed:
             layers.append(self.sealed[context])
-        for layer in layers:
-            past.append(layer.keys(dtype, head_dim), layer.values(dtype))
-        if context in self._kept:
-            self._kept[context] = past
-        return past.keys_and_values()
+        read = [(layer.columns(dtype, head_dim), layer.values(dtype)) for layer in layers]
+        if past:
+            for pair in read:
+                past.append(*pair)
+            return [past.keys_and_values()] if past.num_tokens else []
+        at = max(range(len(read)), key=lambda i: read[i][1].shape[1], default=0)
+        groups = read[:at], read[at : at + 1], read[at + 1 :]
+        return [_joined(group) for group in groups if group]
+
+
+def _joined(runs: Sequence[attention.KV]) -> attention.KV:
+    if len(runs) == 1:
+        return runs[0]
+    keys, values = (list(parts) for parts in zip(*runs, strict=True))
+    return mx.concatenate(keys, axis=2), mx.concatenate(values, axis=1)
 
 
 def _added(block: BlockView, bias: mx.array | None) -> mx.array | None:

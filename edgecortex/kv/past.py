@@ -6,30 +6,33 @@ STEP = 512  # tokens by which a buffer grows
 
 
 class Past:
-    """Keys (n_kv_heads, L, head_dim) and values (n_kv_heads, L, v_head_dim), to append to."""
+    """Keys (n_kv_heads, head_dim, L) and values (n_kv_heads, L, v_head_dim), to append to."""
 
     def __init__(self) -> None:
         self.num_tokens = 0
-        self._parts: list[mx.array] = []
+        self._k: mx.array | None = None
+        self._v: mx.array | None = None
 
-    def append(self, *new: mx.array) -> None:
+    def append(self, keys: mx.array, values: mx.array) -> None:
         """Adds keys and values of further tokens."""
-        start, stop = self.num_tokens, self.num_tokens + new[0].shape[1]
-        empty = [x[:, :0] for x in new]
-        parts = zip(self._parts or empty, new, strict=True)
-        self._parts = [_grown(part, like, stop) for part, like in parts]
-        for part, x in zip(self._parts, new, strict=True):
-            part[:, start:stop] = x
+        start, stop = self.num_tokens, self.num_tokens + values.shape[1]
+        k, v = self._k, self._v
+        self._k = k = _grown(keys[..., :0] if k is None else k, stop, 2)
+        self._v = v = _grown(values[:, :0] if v is None else v, stop, 1)
+        k[..., start:stop], v[:, start:stop] = keys, values
         self.num_tokens = stop
 
-    def keys_and_values(self) -> tuple[mx.array, ...]:
-        """Of all tokens so far."""
-        return tuple(part[:, : self.num_tokens] for part in self._parts)
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """Of all tokens so far; there is at least one."""
+        assert self._k is not None
+        assert self._v is not None
+        return self._k[..., : self.num_tokens], self._v[:, : self.num_tokens]
 
 
-def _grown(part: mx.array, like: mx.array, size: int) -> mx.array:
-    heads, _, dim = like.shape
-    missing = -(-size // STEP) * STEP - part.shape[1]
+def _grown(part: mx.array, size: int, axis: int) -> mx.array:
+    missing = -(-size // STEP) * STEP - part.shape[axis]
     if missing <= 0:
         return part
-    return mx.concatenate([part, mx.zeros((heads, missing, dim), like.dtype)], axis=1)
+    shape = list(part.shape)
+    shape[axis] = missing
+    return mx.concatenate([part, mx.zeros(shape, part.dtype)], axis=axis)

@@ -133,8 +133,13 @@ class LayerKV:
 
     def keys(self, dtype: mx.Dtype, head_dim: int) -> mx.array:
         """The keys read back, still rotated: (n_kv_heads, L, head_dim)."""
+        return self.columns(dtype, head_dim).swapaxes(-1, -2)
+
+    def columns(self, dtype: mx.Dtype, head_dim: int) -> mx.array:
+        """The same as (n_kv_heads, head_dim, L), which is how channel keys are stored."""
         keys = self._keys_as_stored(dtype)
-        return keys.swapaxes(-1, -2) if self.format.key_axis == "channel" else keys[..., :head_dim]
+        channel = self.format.key_axis == "channel"
+        return keys if channel else keys[..., :head_dim].swapaxes(-1, -2)
 
     def values(self, dtype: mx.Dtype) -> mx.array:
         """The values read back, still rotated: (n_kv_heads, L, v_head_dim)."""

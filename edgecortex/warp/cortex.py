@@ -4,13 +4,11 @@ Everything marked so runs on the engine's thread, between steps.
 """
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
-
-import mlx.core as mx
-import numpy as np
 
 from edgecortex.config import SamplingParams
 from edgecortex.contexts import Foreign
@@ -19,7 +17,8 @@ from edgecortex.errors import ConfigError, PromptError, StateError
 from edgecortex.generation import Generation
 from edgecortex.kv.context import Attachment, Context
 from edgecortex.warp import injection
-from edgecortex.warp.gate import PLAIN_TEXT, THRESHOLD, ValidationGate
+from edgecortex.warp.gate import THRESHOLD, ValidationGate
+from edgecortex.warp.judge import Along, Pieces, judge
 from edgecortex.warp.router import KINDS, CortexRouter, RouterLimits
 from edgecortex.warp.stream import Stream, Thought
 from edgecortex.warp.synapse import NUM_LANDMARKS, Synapse, follow, trace
@@ -28,8 +27,7 @@ if TYPE_CHECKING:
     from edgecortex.agent import Agent
     from edgecortex.core import EngineCore
 
-ALLOWANCE = 256  # tokens of thoughts that any River takes, however little it was told
-REFERENCE = "{}\n\n"  # any words around it would be said again
+DONE = object()
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class CortexConfig:
     `num_landmarks` (None: as many as the context's length asks for) and `refresh` the synapse's;
     `threshold` the gate's, None lets every thought through. `mode` is how thoughts are injected:
     `forward` or `graft`. All of them together are at most `max_share` of the River's tokens, or
-    `ALLOWANCE` tokens if that is more.
+    `judge.ALLOWANCE` tokens if that is more.
 
     Raises:
         ConfigError: a value out of its range.
@@ -77,15 +75,16 @@ class Cortex:
     def __init__(self, river: "Agent", config: CortexConfig, thoughts: list[Thought]) -> None:
         self.river, self.config = river, config
         self.synapse = Synapse(config.rule, config.num_landmarks, config.refresh)
-        self.gate = ValidationGate(config.least_score, self._core.states)
+        self.gate = ValidationGate(config.least_score, self.core.states)
         self.router = CortexRouter(config.kinds, config.limits)
         self.thoughts = list(thoughts)
         self.streams: list[Stream] = []
         self._awaiting: list[Stream] = []  # those that have not begun; a job is there for them
+        self._judging: deque[tuple[Stream, Pieces]] = deque()  # whose first a job is there for
         self._num_answers = 0  # of the River that are over
 
     @property
-    def _core(self) -> "EngineCore":
+    def core(self) -> "EngineCore":
         return self.river.engine.core
 
     # For any thread.
@@ -125,7 +124,7 @@ class Cortex:
         """
         found = [t for t in self.accepted if t.id == id or (len(id) >= 4 and t.id.startswith(id))]
         if found:
-            self.river.engine.call(lambda: self._core.contexts.lift(self.river, found[0].id))
+            self.river.engine.call(lambda: self.core.contexts.lift(self.river, found[0].id))
             found[0].status, found[0].reason = "rejected", "taken back"
             return found[0]
         known = ", ".join(thought.id[:8] for thought in self.accepted) or "none"
@@ -149,7 +148,7 @@ class Cortex:
         """The River's answer has got a context: what it asks for is counted anew."""
         self.router.reset()
         self.synapse.forget(context.position)
-        follow(self._core.runner, context)
+        follow(self.core.runner, context)
 
     def has_read(self) -> None:
         pass
@@ -168,7 +167,7 @@ class Cortex:
         if self.config.listens:
             for trigger in router.feed(text):
                 thought = self._new(trigger.text, trigger.kind, "", "", "routed")
-                self._core.defer(partial(self._start_routed, thought, router, self._num_answers))
+                self.core.defer(partial(self._start_routed, thought, router, self._num_answers))
 
     def river_ended(self, whole: bool) -> None:
         """The River's answer is over: what it asked for by itself is stopped, and all that was
@@ -193,7 +192,7 @@ class Cortex:
         stream.thought.status = "cancelled"
         if stream.generation:
             stream.generation.cancelled = True  # it may not be queued yet
-        self._core.release(stream)
+        self.core.release(stream)
         self._end(stream, "cancelled", "")
 
     # On the engine's thread: Streams.
@@ -215,7 +214,7 @@ class Cortex:
         self.streams.append(stream)
         self._awaiting.append(stream)
         if len(self._awaiting) == 1:
-            self._core.defer(self._prepare)
+            self.core.defer(self._prepare)
         return stream
 
     def _prepare(self) -> None:
@@ -224,7 +223,7 @@ class Cortex:
         try:
             self.river.engine.check_open()
             if any(not stream.closed for stream in self._awaiting) and self._look():
-                self._core.defer(self._prepare)
+                self.core.defer(self._prepare)
                 return
         except Exception as error:  # whatever it is, it is theirs
             failed = error
@@ -234,10 +233,10 @@ class Cortex:
 
     def _look(self) -> bool:
         """Goes on collecting the River's landmarks. Returns whether there are more to come."""
-        context, runner = self._visible(), self._core.runner
+        context, runner = self._visible(), self.core.runner
         if context is None:
             return False
-        with self._core.pool.kept(context):
+        with self.core.pool.kept(context):
             return trace(runner, context) or not self.synapse.grow(runner, context)
 
     def _begin(self, stream: Stream, failed: Exception | None) -> None:
@@ -259,15 +258,15 @@ class Cortex:
         tokens of it, but the landmarks."""
         told = self.river.conversation.copy()
         if told.messages and told.messages[-1]["role"] == "user":
-            told.answered(self._core.scheduler.text_of(self.river) or "Let me think.", [])
+            told.answered(self.core.scheduler.text_of(self.river) or "Let me think.", [])
         told.token_ids = []
         return told
 
     def _visible(self) -> Context | None:
         """The River's context; None where a Stream has to read all of the text, as there can be no
         landmarks or the River itself has not read all."""
-        context, told = self._core.contexts.get(self.river), self.river.conversation
-        read = self._core.contexts.holds(self.river, told.token_ids[:-1])
+        context, told = self.core.contexts.get(self.river), self.river.conversation
+        read = self.core.contexts.holds(self.river, told.token_ids[:-1])
         is_long = context is not None and context.num_own > self.synapse.budget(context)
         return context if read and is_long and told.rendered else None
 
@@ -277,8 +276,8 @@ class Cortex:
         if context is None:
             stream.conversation.rendered = ""
             return
-        laid = Attachment(self.synapse.segment(self._core.runner, context), 0, "synapse")
-        self._core.contexts.begin(stream, Foreign(context.position, [laid]))
+        laid = Attachment(self.synapse.segment(self.core.runner, context), 0, "synapse")
+        self.core.contexts.begin(stream, Foreign(context.position, [laid]))
 
     def thought_of(self, stream: Stream, text: str | None, generation: Generation) -> None:
         """A Stream has said what it thinks: it is judged between steps."""
@@ -292,84 +291,35 @@ class Cortex:
             self._end(stream, "rejected", "it said nothing")
         else:
             thought.text = text.strip()
-            self._core.defer(lambda: self._judge(stream))
+            self._judging.append((stream, judge(self, stream)))
+            if len(self._judging) == 1:
+                self.core.defer(self._judge)
 
-    def _judge(self, stream: Stream) -> None:
-        """Lets the gate decide, and injects what passes."""
+    def _judge(self) -> None:
+        """Goes on judging and injecting the first of those who wait for it, by one piece."""
+        stream, pieces = self._judging[0]
         if stream.closed:
             self._end(stream, "cancelled", "")
-        if stream.thought.ended:
-            return
         thought, start = stream.thought, time.perf_counter()
+        waits: Along | object | None = DONE
         try:
-            self._merge(stream)
+            waits = DONE if thought.ended else next(pieces, DONE)
         except Exception as error:  # whatever it is, it is this Stream's own
             thought.status, thought.reason = "failed", str(error) or repr(error)
-        thought.inject_s = time.perf_counter() - start
-        self._end(stream, thought.status, thought.reason)
-
-    def _merge(self, stream: Stream) -> None:
-        thought, contexts = stream.thought, self._core.contexts
-        self._make_ready()
-        side, main = contexts.get(stream), contexts.get(self.river)
-        if side is None or main is None or not (side.num_own and main.num_own):
-            thought.status, thought.reason = "rejected", "a context of theirs is not in memory"
-            return
-        with self._core.pool.kept(side), self._core.pool.kept(main):
-            trace(self._core.runner, main)
-            ids = self._core.model.tokenizer.encode(thought.text, first=False)
-            thinking = self._core.runner.hidden_of(ids)
-        assert main.trace
-        hidden = main.trace.hidden
-        about = np.array(hidden.all().astype(mx.float32))
-        self.gate.seen.add(about[max(0, len(about) - hidden.num_fresh) :])
-        hidden.num_fresh = 0
-        verdict = self.gate.judge(thinking, about)
-        thought.score = verdict.score
-        if not verdict.accepted:
-            thought.status, thought.reason = "rejected", "unlike what the River is about"
-            return
-        if any(known.text == thought.text for known in self.accepted):
-            thought.status, thought.reason = "rejected", "already known"
-            return
-        self._inject(stream, side, main)
-
-    def _make_ready(self) -> None:
-        """What is done once, before any context is looked up, as it may have to make room: the
-        gate gets to know plain text, and it is found out whether keys turn.
-
-        Raises:
-            BudgetError: there is no room.
-        """
-        if not self.gate.seen.count:
-            ids = self._core.model.tokenizer.encode(PLAIN_TEXT, first=True)
-            self.gate.seen.add(self._core.runner.hidden_of(ids))
-        _ = self._core.runner.keys_turn
-
-    def _inject(self, stream: Stream, side: Context, main: Context) -> None:
-        thought, generation = stream.thought, stream.generation
-        assert generation is not None
-        ids = self._core.model.tokenizer.encode(REFERENCE.format(thought.text), first=False)
-        said = side.num_own - generation.stats.num_prompt_tokens
-        n = len(ids) if thought.mode == "forward" else said
-        if not n:
-            thought.status, thought.reason = "rejected", "it is too short to have left any KV"
-            return
-        used = sum(laid.segment.num_tokens for laid in main.attached)
-        if used + n > max(self.config.max_share * main.num_own, ALLOWANCE):
-            thought.status = "rejected"
-            thought.reason = (
-                f"its {n} tokens and {used} before it are more than {ALLOWANCE} and than "
-                f"{self.config.max_share:.0%} of the River's {main.num_own:,}"
-            )
-            return
-        if thought.mode == "forward":
-            segment = injection.forward(self._core.runner, main, ids)
+        thought.inject_s += time.perf_counter() - start
+        if waits is None:
+            self.core.defer(self._judge)
+        elif isinstance(waits, Along):
+            waits.start(lambda: self.core.defer(self._judge))
         else:
-            segment = injection.moved(self._core.runner, side, side.num_own - n, main)
-        laid = self._core.pool.lay(main, segment, injection.name_of(segment))
-        thought.status, thought.id = "accepted", laid.id
-        thought.at, thought.start, thought.num_tokens = laid.at, segment.start, segment.num_tokens
+            self._judged(stream, pieces)
+
+    def _judged(self, stream: Stream, pieces: Pieces) -> None:
+        pieces.close()
+        self._judging.popleft()
+        if self._judging:
+            self.core.defer(self._judge)
+        self._end(stream, stream.thought.status, stream.thought.reason)
 
     def _end(self, stream: Stream, status: str, reason: str) -> None:
         """A thought is decided: its Stream rests, and its KV goes. Should it be asked on, it
@@ -378,14 +328,14 @@ class Cortex:
             stream.conversation.rendered = ""
             stream.thought.status, stream.thought.reason = status, reason
             self.streams.remove(stream)
-            self._core.contexts.release(stream)
+            self.core.contexts.release(stream)
             stream.ended.set()
             self._let_go()
 
     def _let_go(self) -> None:
         """Lets the River answer once nothing that was planned is being thought about."""
         if all(each.thought.origin != "planned" for each in self.streams):
-            self._core.scheduler.let_go(self.river)
+            self.core.scheduler.let_go(self.river)
 
 
 class Held:

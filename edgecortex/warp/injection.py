@@ -2,6 +2,7 @@
 (Warp-Cortex, section 3.6). Nothing is visible, and no position moves."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -26,25 +27,62 @@ def check_mode(mode: str) -> None:
         raise ConfigError(f"mode must be {' or '.join(MODES)}, got {mode!r}")
 
 
-def forward(runner: ModelRunner, context: Context, token_ids: Sequence[int]) -> KVSegment:
-    """Reads a thought over all that the context holds, as if it came next, and moves it to
-    virtual positions: those before the first token, or before the thoughts that are there.
-
-    Nothing else stands there. At positions that the context's own tokens have too, heads that
-    look at the previous token would see two of them, in the thought and after it.
+class Reading:
+    """Reads a thought over all that a context holds, as if it came next; the context may go on
+    meanwhile. `reader` is a copy of it, with room for the thought.
 
     Raises:
         BudgetError: there is no room for a copy of the context's row.
     """
-    pool, n = runner.pool, len(token_ids)
-    with pool.kept(context):
-        reader = pool.fork(context)
+
+    def __init__(self, runner: ModelRunner, context: Context, token_ids: Sequence[int]) -> None:
+        self.token_ids, self._runner = list(token_ids), runner
+        self._first, self._marks = context.num_own, context.marks
+        with runner.pool.kept(context):
+            self.reader = runner.pool.fork(context)
+        self._open = True
         try:
-            with_room(pool, reader, reader.num_own + n)
-            runner.run([(reader, list(token_ids))])
-            return moved(runner, reader, reader.num_own - n, context)
-        finally:
-            pool.close(reader)
+            with_room(runner.pool, self.reader, self._first + len(token_ids))
+        except BudgetError:
+            self.close()
+            raise
+
+    def all_at_once(self) -> None:
+        """Reads the thought."""
+        self._runner.run([(self.reader, self.token_ids)])
+
+    def is_of(self, context: Context) -> bool:
+        """Whether the context still holds what the thought is read over, and nothing foreign
+        besides."""
+        read = self.reader.token_ids[: self._first]
+        return context.token_ids[: self._first] == read and context.marks == self._marks
+
+    def segment(self, context: Context) -> KVSegment:
+        """What was read, at virtual positions: those before the first token, or before the
+        thoughts that are there.
+
+        Nothing else stands there. At positions that the context's own tokens have too, heads that
+        look at the previous token would see two of them, in the thought and after it.
+        """
+        with self._runner.pool.kept(context):
+            return moved(self._runner, self.reader, self._first, context)
+
+    def close(self) -> None:
+        """Lets the copy go. Twice is harmless."""
+        if self._open:
+            self._open = False
+            self._runner.pool.close(self.reader)
+
+
+def forward(runner: ModelRunner, context: Context, token_ids: Sequence[int]) -> KVSegment:
+    """A thought read over a context, all at once.
+
+    Raises:
+        BudgetError: there is no room for a copy of the context's row.
+    """
+    with closing(Reading(runner, context, token_ids)) as reading:
+        reading.all_at_once()
+        return reading.segment(context)
 
 
 def moved(runner: ModelRunner, source: Context, first: int, target: Context) -> KVSegment:
@@ -71,7 +109,7 @@ def gather(runner: ModelRunner, context: Context, first: int, turn_by: int = 0) 
     further on than they were; a layer with a window has what that holds."""
     layers, format = [], runner.pool.format
     for cache in runner.pool.caches:
-        k, v, numbers = cache.read(context, mx.float32)
+        k, v, numbers = cache.read(context, mx.float32, first)
         start, dtype = int((numbers < first).sum()), cache.arrays()[0].dtype
         k, v = k[:, start:], v[:, start:]
         if turn_by:

@@ -14,7 +14,8 @@ from edgecortex.errors import BudgetError, StateError
 from edgecortex.kv.context import Trace
 from edgecortex.runner import ModelRunner
 from edgecortex.warp import injection
-from edgecortex.warp.cortex import ALLOWANCE, REFERENCE, CortexConfig
+from edgecortex.warp.cortex import CortexConfig
+from edgecortex.warp.judge import ALLOWANCE, REFERENCE
 from edgecortex.warp.stream import Thought
 from tests import scripted, tiny
 from tests.scripted import context_of, limit, logits_after

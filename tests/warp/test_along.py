@@ -1,0 +1,214 @@
+"""Thoughts that are read in the River's own steps, while it speaks."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from edgecortex import Agent, Engine
+from edgecortex.generation import Generation
+from edgecortex.kv.segment import KVSegment
+from edgecortex.warp import injection
+from edgecortex.warp.cortex import CortexConfig
+from edgecortex.warp.judge import REFERENCE
+from edgecortex.warp.stream import Stream
+from tests import scripted
+from tests.scripted import context_of, limit, until
+
+NOTES = "The river is wide and slow, and the boats are late again. " * 4
+SCRIPT = {"find one": ["It is", " blue", "."], "find two": ["It is", " red", "."]}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with scripted.engine(SCRIPT, river_share=0.5) as engine:
+        yield engine
+
+
+@pytest.fixture
+def river(engine: Engine) -> Agent:
+    river = engine.agent(system=NOTES)
+    river.think_with(CortexConfig(threshold=None, sampling=limit(6)))
+    river.chat("Tell me of it.", limit(3)).text()
+    return river
+
+
+@pytest.fixture
+def answer(river: Agent) -> Iterator[Generation]:
+    """One that goes on for as long as the test does."""
+    answer = river.chat("Go on.", limit(4000))
+    next(iter(answer))
+    yield answer
+    assert answer.stats.finish_reason in (None, "cancelled")
+    if not answer.stats.finish_reason:
+        answer.cancel()
+    answer.text()
+
+
+def readings(engine: Engine) -> list[Any]:
+    return [request for request in engine.core.scheduler.running if request.one_by_one]
+
+
+def caught(engine: Engine, river: Agent, act: Callable[[Stream], Any]) -> Stream:
+    """Does something on the engine's thread while a thought is being read."""
+    stream = river.spawn("find one")
+
+    def step() -> None:
+        for _ in range(2000):
+            if any(r.context.num_own > len(r.prompt_ids) - 5 for r in readings(engine)):
+                break
+            engine.core.step()
+        assert readings(engine)
+        act(stream)
+
+    until(engine, lambda: stream.generation is not None)
+    engine.call(step)
+    return stream
+
+
+def test_it_is_as_if_read_at_once(
+    engine: Engine, river: Agent, answer: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[list[int], KVSegment]] = []
+    real = injection.Reading.segment
+
+    def segment(self: injection.Reading, context: Any) -> KVSegment:
+        made.append((list(self.reader.token_ids), real(self, context)))
+        return made[0][1]
+
+    monkeypatch.setattr(injection.Reading, "segment", segment)
+    shares: list[int] = []
+    monkeypatch.setattr(engine.core.runner, "run", spying(engine, shares))
+    thought = river.spawn("find one").result(60)
+    assert (thought.status, thought.text) == ("accepted", "It is blue.")
+    assert shares == [1] * len(REFERENCE.format(thought.text))
+    monkeypatch.undo()
+    ids, laid = made[0]
+    thought_ids = ids[-thought.num_tokens :]
+    assert engine.model.tokenizer.decode(thought_ids) == REFERENCE.format(thought.text)
+
+    def again() -> KVSegment:
+        runner = engine.core.runner
+        context = runner.pool.open()
+        runner.pool.acquire(context, len(ids))
+        runner.run([(context, ids[: -len(thought_ids)])])
+        found = injection.forward(runner, context, thought_ids)
+        runner.pool.close(context)
+        return found
+
+    expected = engine.call(again)
+    assert (laid.start, laid.num_tokens) == (expected.start, expected.num_tokens)
+    for ours, theirs in zip(laid.arrays(), expected.arrays(), strict=True):
+        gap = mx.abs(ours.astype(mx.float32) - theirs.astype(mx.float32)).max()
+        assert float(gap) < 2e-3
+
+
+def spying(engine: Engine, shares: list[int]) -> Callable[..., Any]:
+    """Notes how many tokens of a thought go along with the River's one."""
+    real = engine.core.runner.run
+
+    def run(feed: Any, *args: Any, **more: Any) -> Any:
+        feed = list(feed)
+        along = {r.context for r in readings(engine)}
+        if found := [len(ids) for context, ids in feed if context in along]:
+            assert len(feed) > len(found)
+            shares.extend(found)
+        return real(feed, *args, **more)
+
+    return run
+
+
+@pytest.mark.parametrize("end", [Stream.close, lambda stream: stream.owner._stop(stream)])
+def test_cancelled_meanwhile(engine: Engine, river: Agent, answer: Generation, end: Any) -> None:
+    stream = caught(engine, river, end)
+    assert (stream.result(60).status, stream.thought.text) == ("cancelled", "It is blue.")
+    until(engine, lambda: not readings(engine))
+    assert context_of(river).attached == []
+    assert river.spawn("find two").result(60).status == "accepted"
+
+
+def test_the_river_ends_meanwhile(engine: Engine, river: Agent, answer: Generation) -> None:
+    """The rest is read at once."""
+    stream = caught(engine, river, lambda stream: answer.cancel())
+    assert stream.result(60).status == "accepted"
+    assert [laid.id for laid in context_of(river).attached] == [stream.thought.id]
+
+
+def test_a_step_that_fails(
+    engine: Engine, river: Agent, answer: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thought alone fails."""
+    real = engine.core.runner.run
+
+    def run(feed: Any, *args: Any, **more: Any) -> Any:
+        feed = list(feed)
+        if {context for context, _ in feed} & {r.context for r in readings(engine)}:
+            raise RuntimeError("made up")
+        return real(feed, *args, **more)
+
+    monkeypatch.setattr(engine.core.runner, "run", run)
+    thought = river.spawn("find one").result(60)
+    assert (thought.status, thought.reason) == ("failed", "made up")
+    said = answer.stats.num_generated_tokens
+    until(engine, lambda: answer.stats.num_generated_tokens > said + 3)
+    assert river.spawn("say it").result(60).status == "failed"
+    monkeypatch.undo()
+    assert river.spawn("find two").result(60).status == "accepted"
+
+
+def test_read_again_where_the_river_takes_another_course(
+    engine: Engine, river: Agent, answer: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdicts = iter([False, True])
+    monkeypatch.setattr(injection.Reading, "is_of", lambda self, context: next(verdicts))
+    assert river.spawn("find one").result(60).status == "accepted"
+    assert next(verdicts, None) is None
+
+
+def test_what_a_reading_is_of(engine: Engine, river: Agent) -> None:
+    def check() -> list[bool]:
+        core, main = engine.core, context_of_here(engine, river)
+        reading = injection.Reading(core.runner, main, [5, 6, 7])
+        found = [reading.is_of(main)]
+        main.token_ids[10] += 1
+        found.append(reading.is_of(main))
+        main.token_ids[10] -= 1
+        main.token_ids.append(9)
+        found.append(reading.is_of(main))
+        del main.token_ids[-2:]
+        found.append(reading.is_of(main))
+        main.token_ids.append(reading.reader.token_ids[-1])
+        segment = reading.segment(main) if reading.is_of(main) else None
+        reading.close()
+        reading.close()
+        return [*found, segment is None]
+
+    assert engine.call(check) == [True, False, True, False, False]
+
+
+def context_of_here(engine: Engine, agent: Agent) -> Any:
+    """On the engine's thread."""
+    return engine.core.contexts.get(agent)
+
+
+def test_thoughts_come_one_after_the_other(
+    engine: Engine, river: Agent, answer: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that one known by now is not let in twice, and none is read in vain."""
+    most = []
+    real = engine.core.scheduler.schedule
+
+    def schedule() -> Any:
+        most.append(len(readings(engine)))
+        return real()
+
+    monkeypatch.setattr(engine.core.scheduler, "schedule", schedule)
+    streams = [river.spawn(task) for task in ("find one", "find two", "find one")]
+    ends = [(each.result(60).status, each.thought.reason) for each in streams]
+    assert sorted(ends) == [("accepted", ""), ("accepted", ""), ("rejected", "already known")]
+    assert max(most) == 1
+    starts = sorted(each.thought.start for each in streams if each.thought.id)
+    assert len(set(starts)) == 2
+    assert np.all(np.array(starts) < 0)
