@@ -76,11 +76,16 @@ class EngineCore:
         self.contexts.release(agent)
 
     def cancel_all(self, error: Exception) -> None:
-        """Ends every answer as cancelled, with an error to raise; what was deferred is done."""
-        while self._jobs:
-            self._jobs.popleft()()
+        """Ends every answer as cancelled, with an error to raise; what was deferred is done, and
+        what that ends with."""
+        self._do_all()
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             self._finish(request, "cancelled", error)
+        self._do_all()
+
+    def _do_all(self) -> None:
+        while self._jobs:
+            self._jobs.popleft()()
 
     def close(self) -> None:
         """Waits until what was saved is durable."""

@@ -212,3 +212,16 @@ def test_thoughts_come_one_after_the_other(
     starts = sorted(each.thought.start for each in streams if each.thought.id)
     assert len(set(starts)) == 2
     assert np.all(np.array(starts) < 0)
+
+
+def test_the_engine_ends_meanwhile() -> None:
+    """Nobody waits for ever."""
+    with scripted.engine(SCRIPT, river_share=0.5) as engine:
+        river = engine.agent(system=NOTES)
+        river.think_with(CortexConfig(threshold=None))
+        river.chat("Tell me of it.", limit(3)).text()
+        answer = river.chat("Go on.", limit(4000))
+        next(iter(answer))
+        stream = caught(engine, river, lambda stream: engine._inbox.put(None))
+        assert stream.result(60).status == "failed"
+        assert stream.thought.reason == "the engine was closed"
