@@ -88,6 +88,11 @@ class Agent:
             ClosedError: the agent or its engine is closed.
         """
         self._check_idle("chat")
+        return self._ask(text, sampling, watcher)
+
+    def _ask(
+        self, text: str, sampling: SamplingParams | None = None, watcher: "Watcher | None" = None
+    ) -> Generation:
         sampling = sampling or self.sampling
         max_context = self.engine.context_length
         reserve = min(sampling.max_tokens, max_context // 4)

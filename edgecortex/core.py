@@ -126,9 +126,10 @@ class EngineCore:
 
     def _do_job(self) -> None:
         if self._jobs and self.scheduler.spares_side():
-            start = time.perf_counter()
+            waits, start = self.scheduler.main_waits(), time.perf_counter()
             self._jobs.popleft()()
-            self.scheduler.charge_side(time.perf_counter() - start)
+            if waits:
+                self.scheduler.charge_side(time.perf_counter() - start)
 
     def _tell_read(self) -> None:
         """Tells whoever waits for it that a held answer's prompt is read."""

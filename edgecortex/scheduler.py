@@ -135,7 +135,7 @@ class Scheduler:
     def let_go(self, agent: "Agent") -> None:
         """Lets an agent's answer begin, if it was held."""
         for request in self._of(agent):
-            request.held = False
+            request.held = request.one_by_one  # that is no answer
 
     def text_of(self, agent: "Agent") -> str:
         """What an agent has said so far of the answer it is making."""

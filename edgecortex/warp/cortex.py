@@ -209,8 +209,7 @@ class Cortex:
         """Makes a Stream, which thinks as soon as there are landmarks."""
         self.thoughts.append(thought)
         name = f"{self.river.name}/{len(self.thoughts)}"
-        told = self.river.conversation.copy()
-        stream = Stream(self, name, told, thought, router.child())
+        stream = Stream(self, name, self._conversation(), thought, router.child())
         self.streams.append(stream)
         self._awaiting.append(stream)
         if len(self._awaiting) == 1:
@@ -222,20 +221,24 @@ class Cortex:
         failed = None
         try:
             self.river.engine.check_open()
-            if any(not stream.closed for stream in self._awaiting) and self._look():
+            if self._look():
                 self.core.defer(self._prepare)
                 return
         except Exception as error:  # whatever it is, it is theirs
             failed = error
+        self.synapse.stop()
         awaiting, self._awaiting = self._awaiting, []
         for stream in awaiting:
             self._begin(stream, failed)
 
     def _look(self) -> bool:
-        """Goes on collecting the River's landmarks. Returns whether there are more to come."""
-        context, runner = self._visible(), self.core.runner
+        """Goes on collecting the River's landmarks, if anyone is to have them. Returns whether
+        there are more to come."""
+        waiting = [each for each in self._awaiting if not (each.closed or each.thought.ended)]
+        context = next(filter(None, map(self._visible_to, waiting)), None)
         if context is None:
             return False
+        runner = self.core.runner
         with self.core.pool.kept(context):
             return trace(runner, context) or not self.synapse.grow(runner, context)
 
@@ -249,7 +252,7 @@ class Cortex:
             if failed:
                 raise failed
             self._show(stream)
-            stream.generation = stream.chat(stream.thought.prompt)
+            stream.begin()
         except Exception as error:  # whatever it is, it is this Stream's own
             self._end(stream, "failed", str(error) or repr(error))
 
@@ -262,17 +265,18 @@ class Cortex:
         told.token_ids = []
         return told
 
-    def _visible(self) -> Context | None:
+    def _visible_to(self, stream: Stream) -> Context | None:
         """The River's context; None where a Stream has to read all of the text, as there can be no
-        landmarks or the River itself has not read all."""
-        context, told = self.core.contexts.get(self.river), self.river.conversation
-        read = self.core.contexts.holds(self.river, told.token_ids[:-1])
+        landmarks or the River itself had not read all."""
+        context = self.core.contexts.get(self.river)
+        known = self.river.conversation.token_ids[: max(0, stream.num_known - 1)]
+        read = self.core.contexts.holds(self.river, known)
         is_long = context is not None and context.num_own > self.synapse.budget(context)
-        return context if read and is_long and told.rendered else None
+        return context if read and is_long and stream.conversation.rendered else None
 
     def _show(self, stream: Stream) -> None:
         """Lets a Stream begin with the River's landmarks, or with all of the text."""
-        context, stream.conversation = self._visible(), self._conversation()
+        context = self._visible_to(stream)
         if context is None:
             stream.conversation.rendered = ""
             return
@@ -328,7 +332,7 @@ class Cortex:
             stream.conversation.rendered = ""
             stream.thought.status, stream.thought.reason = status, reason
             self.streams.remove(stream)
-            self.core.contexts.release(stream)
+            self.core.release(stream)
             stream.ended.set()
             self._let_go()
 

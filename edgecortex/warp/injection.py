@@ -39,13 +39,12 @@ class Reading:
         self.token_ids, self._runner = list(token_ids), runner
         self._first, self._marks = context.num_own, context.marks
         with runner.pool.kept(context):
-            self.reader = runner.pool.fork(context)
-        self._open = True
-        try:
-            with_room(runner.pool, self.reader, self._first + len(token_ids))
-        except BudgetError:
-            self.close()
-            raise
+            self.reader, self._open = runner.pool.fork(context), True
+            try:
+                with_room(runner.pool, self.reader, self._first + len(token_ids))
+            except BudgetError:
+                self.close()
+                raise
 
     def all_at_once(self) -> None:
         """Reads the thought."""
@@ -53,9 +52,10 @@ class Reading:
 
     def is_of(self, context: Context) -> bool:
         """Whether the context still holds what the thought is read over, and nothing foreign
-        besides."""
-        read = self.reader.token_ids[: self._first]
-        return context.token_ids[: self._first] == read and context.marks == self._marks
+        besides; and the copy is still there."""
+        known = slice(self._first)
+        same = self._open and context.token_ids[known] == self.reader.token_ids[known]
+        return same and context.marks == self._marks
 
     def segment(self, context: Context) -> KVSegment:
         """What was read, at virtual positions: those before the first token, or before the

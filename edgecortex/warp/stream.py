@@ -76,8 +76,8 @@ class Thought:
 class Stream(Agent):
     """Thinks about one task on its River's landmarks. Made by `Agent.spawn`.
 
-    Like any agent it can be asked on, closed, or listened to through `generation`, which is there
-    once it has begun; what it answers first is its thought.
+    Like any agent it can be closed, listened to through `generation`, which is there once it has
+    begun, and asked on when its thought is decided: until then that raises `StateError`.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class Stream(Agent):
         self.owner, self.thought, self.router = owner, thought, router
         self.generation: Generation | None = None
         self.ended = threading.Event()
+        self.num_known = len(river.conversation.token_ids)  # tokens that its River had been told
 
     side = True
 
@@ -116,6 +117,23 @@ class Stream(Agent):
                 f"{self.name!r} is still thinking after {timeout} s; wait, or close it"
             )
         return self.thought
+
+    def begin(self) -> None:
+        """Asks for the thought. On the engine's thread.
+
+        Raises:
+            PromptError: the task is too long.
+            ClosedError: the engine is closed.
+        """
+        self.generation = self._ask(self.thought.prompt)
+
+    def _check_idle(self, action: str) -> None:
+        super()._check_idle(action)
+        if not self.ended.is_set():
+            raise StateError(
+                f"cannot {action}: the thought of {self.name!r} is not decided yet; "
+                "wait for its result, or close it"
+            )
 
     # As a watcher of its own answer.
 

@@ -68,6 +68,10 @@ class Synapse:
         self._segment, self._layers = KVSegment(self._layers, position - k, k), []
         return True
 
+    def stop(self) -> None:
+        """Lets go of what is collected in part."""
+        self._layers = []
+
     def forget(self, position: int = 0) -> None:
         """Lets landmarks go that reach past `position`: from there on the context is another one
         now."""

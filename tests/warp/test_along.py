@@ -129,6 +129,14 @@ def test_cancelled_meanwhile(engine: Engine, river: Agent, answer: Generation, e
     assert river.spawn("find two").result(60).status == "accepted"
 
 
+def test_a_stream_of_its_own_ends_meanwhile(
+    engine: Engine, river: Agent, answer: Generation
+) -> None:
+    """That lets no answer go but those that wait for it."""
+    stream = caught(engine, river, lambda stream: stream.think_with()._let_go())
+    assert stream.result(60).status == "accepted"
+
+
 def test_the_river_ends_meanwhile(engine: Engine, river: Agent, answer: Generation) -> None:
     """The rest is read at once."""
     stream = caught(engine, river, lambda stream: answer.cancel())
@@ -181,11 +189,12 @@ def test_what_a_reading_is_of(engine: Engine, river: Agent) -> None:
         found.append(reading.is_of(main))
         main.token_ids.append(reading.reader.token_ids[-1])
         segment = reading.segment(main) if reading.is_of(main) else None
+        found.append(segment is None)
         reading.close()
         reading.close()
-        return [*found, segment is None]
+        return [*found, reading.is_of(main)]
 
-    assert engine.call(check) == [True, False, True, False, False]
+    assert engine.call(check) == [True, False, True, False, False, False]
 
 
 def context_of_here(engine: Engine, agent: Agent) -> Any:

@@ -196,6 +196,56 @@ def test_a_stream_can_be_asked_on(engine: Engine) -> None:
     stream.close()
 
 
+def test_a_stream_cannot_be_asked_before_its_thought_is_decided(engine: Engine) -> None:
+    """Not while it waits, thinks or is judged: its KV goes with the verdict."""
+    river = make_river(engine, threshold=None, sampling=limit(400))
+    answer = river.chat("Go on.", limit(3000))
+    next(iter(answer))
+    stream = river.spawn("find one")
+    refused = []
+    while not stream.ended.is_set():
+        for act in (lambda: stream.chat("And?"), lambda: stream.tell("a", "b"), stream.reset):
+            try:
+                act()
+            except StateError as error:
+                refused.append(str(error))
+            else:
+                assert stream.ended.is_set()
+    assert len(refused) > 3
+    assert all("not decided yet" in x or "still answering" in x for x in refused)
+    assert stream.result(60).status in ("accepted", "rejected")
+    answer.cancel()
+    answer.text()
+
+
+def test_landmarks_are_there_though_the_river_is_asked_at_once(engine: Engine) -> None:
+    river = make_river(engine, sampling=limit(2000))
+    stream = river.spawn("Think of it.")
+    answer = river.chat("And what of the ferry, which is late as well?", limit(2000))
+    until(engine, lambda: stream.thought.status == "thinking")
+    assert [laid.id for laid in context_of(stream).attached] == ["synapse"]
+    assert stream.generation
+    assert stream.generation.stats.num_prompt_tokens < 40
+    stream.close()
+    answer.cancel()
+    answer.text()
+
+
+def test_what_is_collected_for_nobody_is_let_go(engine: Engine) -> None:
+    river = make_river(engine)
+    cortex = river.think_with()
+
+    def run() -> tuple[int, int]:
+        stream = cortex._start(Thought("find one"), cortex.router)
+        cortex._prepare()
+        part = len(cortex.synapse._layers)
+        cortex._stop(stream)
+        cortex._prepare()
+        return part, len(cortex.synapse._layers)
+
+    assert engine.call(run) == (1, 0)
+
+
 # How they end.
 
 
