@@ -46,19 +46,14 @@ class Council:
         for request in self.streams:
             request.held = not streams
         lead = self.river if river else self.streams[0]
-        self.step_until(lead, SETTLING)
+        self._step_until(lead, SETTLING)
         before, start = self._said(), time.perf_counter()
-        self.step_until(lead, num_tokens)
+        self._step_until(lead, num_tokens)
         seconds = time.perf_counter() - start
         main, side = (b - a for a, b in zip(before, self._said(), strict=True))
         return main / seconds, side / seconds
 
-    def step_until(self, lead: Request, num_tokens: int) -> None:
-        """Steps until `lead` has said so many more.
-
-        Raises:
-            EdgeCortexError: an answer has come to its end.
-        """
+    def _step_until(self, lead: Request, num_tokens: int) -> None:
         stats = lead.generation.stats
         stop = stats.num_generated_tokens + num_tokens
         while stats.num_generated_tokens < stop:
