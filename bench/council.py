@@ -63,7 +63,8 @@ DEFINITIONS = {
     "river_share": "the River's tokens per second while all Streams decode over those while they "
     "rest, in the same round: the median, the least and the most",
     "thought": "of a Stream that gets its task while the River speaks, from then on until its "
-    "thought is injected; landmarks are collected for it. The figure is the median of the rounds",
+    "thought is injected; landmarks are collected for it. The figure is the median of the rounds "
+    "whose thought is accepted: one that the River has word for word is not injected again",
     "gap": "the longest time between two tokens of the River meanwhile over the median one alone",
     "begun_s": "until the landmarks were there; decided_s: until the thought was injected, "
     "inject_s of it in judging and injecting",
@@ -162,7 +163,7 @@ def _figures(rows: Sequence[Row], model: str) -> dict[str, float]:
         found["council.mb_per_stream_100"] = row["mb_per_stream"]
     for row in _of(rows, model, what="speed", streams=16):
         found["council.river_share_16"] = row["river_share"]
-    if gaps := [row["gap"] for row in _of(rows, model, what="thought")]:
+    if gaps := [row["gap"] for row in _of(rows, model, what="thought", status="accepted")]:
         found["council.thought_gap"] = median(gaps)
     return found
 
@@ -172,7 +173,7 @@ def _spread(rows: Sequence[Row], model: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for row in _of(rows, model, what="speed", streams=16):
         found["council.river_share_16"] = [row["least_share"], row["most_share"]]
-    if gaps := [row["gap"] for row in _of(rows, model, what="thought")]:
+    if gaps := [row["gap"] for row in _of(rows, model, what="thought", status="accepted")]:
         found["council.thought_gap"] = [min(gaps), max(gaps)]
     return found
 

@@ -88,6 +88,7 @@ def _round(river: Agent, clock: Clock, task: str, tokens: int) -> Row:
     return {
         "what": "thought",
         "status": thought.status,
+        "reason": thought.reason,
         "gap": max(beside) / median(alone),
         "alone_gap_s": median(alone),
         "longest_gap_s": max(beside),
