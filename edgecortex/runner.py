@@ -1,7 +1,7 @@
 """Runs steps: token ids in, logits out, KV in the pool."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -83,10 +83,28 @@ class ModelRunner:
         Raises:
             BudgetError: there is no room for a row.
         """
+        pieces = self.hidden_in_pieces(token_ids, len(token_ids))
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                return np.array(end.value)
+
+    def hidden_in_pieces(
+        self, token_ids: Sequence[int], size: int
+    ) -> Generator[None, None, np.ndarray]:
+        """The same, read `size` tokens at a time: between two pieces other steps may run.
+
+        Raises:
+            BudgetError: there is no room for a row.
+        """
         trace = Trace(0, 0, len(token_ids))
         with self._opened() as context:
             context.trace = trace
-            self.run([(context, token_ids)])
+            for i in range(0, len(token_ids), size):
+                if i:
+                    yield
+                self.run([(context, token_ids[i : i + size])])
         return np.array(trace.hidden.all().astype(mx.float32))
 
     @contextmanager

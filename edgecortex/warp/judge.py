@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgecortex.warp.cortex import Cortex
 
 ALLOWANCE = 256  # tokens of thoughts that any River takes, however little it was told
+PIECE = 16  # tokens that are read at a time beside a River that speaks
 REFERENCE = "{}\n\n"  # any words around it would be said again
 Pieces = Generator["Along | None", None, None]
 """Between two of them the River may go on; if an `Along` is given, until that has ended."""
@@ -79,22 +80,33 @@ def judge(cortex: "Cortex", stream: Stream) -> Pieces:
     Raises:
         BudgetError: there is no room.
     """
-    _make_ready(cortex)
-    yield None
-    _ask_gate(cortex, stream.thought)
+    yield from _make_ready(cortex)
+    states = yield from _states(cortex, stream.thought.text, first=False)
+    _ask_gate(cortex, stream.thought, states)
     while not stream.thought.ended:
         yield None
         yield from _inject(cortex, stream)
 
 
-def _make_ready(cortex: "Cortex") -> None:
+def _make_ready(cortex: "Cortex") -> Pieces:
     """What is done once, before any context is looked up, as it may have to make room: the gate
     gets to know plain text, and it is found out whether keys turn."""
-    core = cortex.core
     if not cortex.gate.seen.count:
-        ids = core.model.tokenizer.encode(PLAIN_TEXT, first=True)
-        cortex.gate.seen.add(core.runner.hidden_of(ids))
-    _ = core.runner.keys_turn
+        cortex.gate.seen.add((yield from _states(cortex, PLAIN_TEXT, first=True)))
+        yield None
+    _ = cortex.core.runner.keys_turn
+    yield None
+
+
+def _states(
+    cortex: "Cortex", text: str, first: bool
+) -> Generator["Along | None", None, np.ndarray]:
+    """The hidden states of a text by itself, (L, hidden_size)."""
+    core = cortex.core
+    ids = core.model.tokenizer.encode(text, first=first)
+    size = PIECE if core.scheduler.main_waits() else len(ids)
+    states: np.ndarray = yield from core.runner.hidden_in_pieces(ids, size)
+    return states
 
 
 def _context(cortex: "Cortex", agent: "Agent", thought: Thought) -> Context | None:
@@ -106,14 +118,12 @@ def _context(cortex: "Cortex", agent: "Agent", thought: Thought) -> Context | No
     return None
 
 
-def _ask_gate(cortex: "Cortex", thought: Thought) -> None:
+def _ask_gate(cortex: "Cortex", thought: Thought, thinking: np.ndarray) -> None:
     core, gate, main = cortex.core, cortex.gate, _context(cortex, cortex.river, thought)
     if main is None:
         return
     with core.pool.kept(main):
         trace(core.runner, main)
-        ids = core.model.tokenizer.encode(thought.text, first=False)
-        thinking = core.runner.hidden_of(ids)
     assert main.trace
     hidden = main.trace.hidden
     about = np.array(hidden.all().astype(mx.float32))

@@ -1,5 +1,6 @@
 """Thoughts that are read in the River's own steps, while it speaks."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,13 +13,19 @@ from edgecortex.generation import Generation
 from edgecortex.kv.segment import KVSegment
 from edgecortex.warp import injection
 from edgecortex.warp.cortex import CortexConfig
-from edgecortex.warp.judge import REFERENCE
+from edgecortex.warp.gate import PLAIN_TEXT
+from edgecortex.warp.judge import PIECE, REFERENCE
 from edgecortex.warp.stream import Stream
 from tests import scripted
 from tests.scripted import context_of, limit, until
 
 NOTES = "The river is wide and slow, and the boats are late again. " * 4
-SCRIPT = {"find one": ["It is", " blue", "."], "find two": ["It is", " red", "."]}
+LONG = "It is as blue as the sky over it."
+SCRIPT = {
+    "find one": ["It is", " blue", "."],
+    "find two": ["It is", " red", "."],
+    "find more": [LONG],
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +52,10 @@ def answer(river: Agent) -> Iterator[Generation]:
     if not answer.stats.finish_reason:
         answer.cancel()
     answer.text()
+
+
+def answering(engine: Engine) -> set[Any]:
+    return {request.context for request in engine.core.scheduler.running}
 
 
 def readings(engine: Engine) -> list[Any]:
@@ -118,6 +129,32 @@ def spying(engine: Engine, shares: list[int]) -> Callable[..., Any]:
         return real(feed, *args, **more)
 
     return run
+
+
+def test_the_gate_reads_in_pieces(
+    engine: Engine, river: Agent, answer: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two of which the River says something."""
+    real, alone = engine.core.runner.run, list[int]()
+    main = context_of(river)
+
+    def run(feed: Any, *args: Any, **more: Any) -> Any:
+        feed = list(feed)
+        if any(context is main for context, _ in feed):
+            alone.append(0)
+        elif not {context for context, _ in feed} & answering(engine):
+            alone.append(sum(len(ids) for _, ids in feed))
+        return real(feed, *args, **more)
+
+    monkeypatch.setattr(engine.core.runner, "run", run)
+    assert river.spawn("find more").result(60).text == LONG
+    monkeypatch.undo()
+    read = [n for n in alone if n]
+    assert max(read) == PIECE
+    first = len(PLAIN_TEXT) + 2  # for the first of all; two tokens show whether keys turn
+    assert sum(read) - len(LONG) in (0, first)
+    beside = [(a, b) for a, b in itertools.pairwise(alone) if a and b]
+    assert beside == []
 
 
 @pytest.mark.parametrize("end", [Stream.close, lambda stream: stream.owner._stop(stream)])

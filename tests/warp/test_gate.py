@@ -90,3 +90,32 @@ def test_the_same_states_whoever_records_them(real: Engine) -> None:
     assert traced.shape == alone.shape == (context.num_own, 576)
     np.testing.assert_allclose(traced, alone, atol=2e-2 * np.abs(alone).max())
     river.close()
+
+
+def test_states_read_in_pieces(real: Engine) -> None:
+    """Are those of all at once; and a reading that is left takes nothing along."""
+    runner = real.core.runner
+
+    def both() -> tuple[np.ndarray, np.ndarray, int]:
+        ids = real.core.model.tokenizer.encode(PLAIN_TEXT, first=True)
+        pieces, count = runner.hidden_in_pieces(ids, 16), 0
+        while True:
+            try:
+                next(pieces)
+                count += 1
+            except StopIteration as end:
+                return end.value, runner.hidden_of(ids), len(ids) - 16 * count
+
+    in_pieces, at_once, left = real.call(both)
+    assert 0 < left <= 16
+    np.testing.assert_allclose(in_pieces, at_once, atol=2e-2 * np.abs(at_once).max())
+
+    def leave() -> None:
+        held = len(runner.pool.contexts())
+        pieces = runner.hidden_in_pieces([1] * 20, 16)
+        next(pieces)
+        assert len(runner.pool.contexts()) == held + 1
+        pieces.close()
+        assert len(runner.pool.contexts()) == held
+
+    real.call(leave)
