@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import queue
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -48,7 +48,8 @@ class GenerationStats:
 
 @dataclass
 class Generation:
-    """Iterates over an answer's text as it comes. One consumer; `text()` waits for all of it.
+    """Iterates over an answer's text as it comes, each consumer from its start; `text()` waits
+    for all of it.
 
     `for` waits in the caller's thread, `async for` in its event loop without blocking it, so
     one loop can follow any number of answers. Either raises what stopped the answer, if an
@@ -60,15 +61,20 @@ class Generation:
     started: float = field(default_factory=time.perf_counter)
     cancelled: bool = False
     error: Exception | None = None
-    _pieces: "queue.SimpleQueue[str | None]" = field(default_factory=queue.SimpleQueue)
-    _text: list[str] = field(default_factory=list)
-    _done: bool = False
-    _wake: Callable[[], None] = lambda: None
+    _pieces: list[str] = field(default_factory=list)
+    _over: bool = False
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _wakes: list[Callable[[], None]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[str]:
-        while not self._done:
-            if text := self._read():
-                yield text
+        at, over = 0, False
+        while not over:
+            with self._changed:
+                while not self._over and len(self._pieces) == at:
+                    self._changed.wait()
+            fresh, over = self._since(at)
+            at += len(fresh)
+            yield from filter(None, fresh)
         self._raise()
 
     async def __aiter__(self) -> AsyncIterator[str]:
@@ -78,21 +84,26 @@ class Generation:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(ready.set)
 
-        self._wake = wake
-        while not self._done:
-            ready.clear()
-            while not (self._done or self._pieces.empty()):
-                if text := self._read():
+        at, over = 0, False
+        with self._changed:
+            self._wakes.append(wake)
+        try:
+            while not over:
+                ready.clear()
+                fresh, over = self._since(at)
+                at += len(fresh)
+                for text in filter(None, fresh):
                     yield text
-            if not self._done:
-                await ready.wait()
+                if not over:
+                    await ready.wait()
+        finally:
+            with self._changed:
+                self._wakes.remove(wake)
         self._raise()
 
     def text(self) -> str:
         """The whole answer, once it is complete."""
-        for _ in self:
-            pass
-        return "".join(self._text)
+        return "".join(self)
 
     def cancel(self) -> None:
         """Asks the engine to stop; what was made so far stays.
@@ -105,12 +116,10 @@ class Generation:
             raise StateError(f"cannot cancel: the answer is {state}")
         self.cancelled = True
 
-    def _read(self) -> str:
-        """The next piece, which may be empty; waits for it."""
-        piece = self._pieces.get()
-        self._done = piece is None
-        self._text.append(piece or "")
-        return piece or ""
+    def _since(self, at: int) -> tuple[list[str], bool]:
+        """The pieces from number `at` on, and whether they are the last."""
+        with self._changed:
+            return self._pieces[at:], self._over
 
     def _raise(self) -> None:
         if self.error:
@@ -132,9 +141,12 @@ class Generation:
         """Ends the stream with the last of the text, or with `error` to raise."""
         self.stats.finish_reason = reason
         self.stats.ttft_s = self.stats.ttft_s or time.perf_counter() - self.started
-        self._put(text)
-        self._put(None)
+        self._put(text, over=True)
 
-    def _put(self, piece: str | None) -> None:
-        self._pieces.put(piece)
-        self._wake()
+    def _put(self, piece: str, over: bool = False) -> None:
+        with self._changed:
+            self._pieces.append(piece)
+            self._over = over
+            self._changed.notify_all()
+            for wake in self._wakes:
+                wake()

@@ -229,9 +229,12 @@ def test_an_error_ends_an_async_stream() -> None:
     answer.error = ValueError("broken")
     answer.finish("error")
 
-    async def read() -> list[str]:
-        return [piece async for piece in answer]
+    read: list[str] = []
+
+    async def follow() -> None:
+        async for piece in answer:
+            read.append(piece)
 
     with pytest.raises(ValueError, match="broken"):
-        asyncio.run(read())
-    assert answer._text == ["a", "", ""]
+        asyncio.run(follow())
+    assert read == ["a"]

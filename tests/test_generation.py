@@ -1,5 +1,6 @@
 """A generation: its text, its counts, and how it ends."""
 
+import asyncio
 import threading
 
 import pytest
@@ -29,7 +30,7 @@ def test_text_is_the_whole_however_much_was_read_before() -> None:
     assert next(iter(generation)) == "a"
     assert generation.text() == "abc"
     assert generation.text() == "abc"
-    assert list(generation) == []
+    assert list(generation) == ["a", "b", "c"]
 
 
 def test_an_error_is_raised_after_the_text_and_each_time() -> None:
@@ -53,6 +54,52 @@ def test_a_reader_waits_for_the_engine() -> None:
     generation.finish("stop")
     reader.join(10)
     assert read == ["a"]
+
+
+def test_every_consumer_gets_all_of_it() -> None:
+    """In threads and in a loop, from before the first piece or when some are there, while the
+    engine's thread makes more."""
+    generation, read = Generation(), dict[str, list[str]]()
+    pieces = [str(i) for i in range(500)]
+
+    async def follow(name: str) -> None:
+        read[name] = [piece async for piece in generation]
+
+    async def followers() -> None:
+        await asyncio.gather(follow("first"), follow("second"))
+
+    def make() -> None:
+        for i, piece in enumerate(pieces):
+            generation.add_token(i, piece)
+        generation.finish("stop", "end")
+
+    jobs = [lambda: read.update(third=list(generation)), lambda: asyncio.run(followers()), make]
+    threads = [threading.Thread(target=job) for job in jobs]
+    for thread in threads:
+        thread.start()
+    read["fourth"] = list(generation)
+    for thread in threads:
+        thread.join(20)
+    expected = [*pieces, "end"]
+    assert read == dict.fromkeys(["first", "second", "third", "fourth"], expected)
+
+
+def test_a_consumer_may_leave() -> None:
+    """In the midst of an answer, and nobody else waits for ever."""
+    generation = Generation()
+    generation.add_token(0, "a")
+
+    async def leave() -> str:
+        pieces = aiter(generation)
+        first = await anext(pieces)
+        await pieces.aclose()
+        return first
+
+    assert asyncio.run(leave()) == "a"
+    assert generation._wakes == []
+    generation.add_token(1, "b")
+    generation.finish("stop")
+    assert generation.text() == "ab"
 
 
 def test_cancel_asks_once() -> None:
