@@ -88,5 +88,12 @@ BENCHES = {
         {"quick": False},
         {"quick": True},
     ),
+    "workflow": Bench(
+        "Agents kept from phase to phase: times to the first token, against new ones",
+        180,
+        90,
+        {"repeat": 2},
+        {"repeat": 1},
+    ),
     "blas": Bench("Time to read 512 tokens, with our BLAS and with the MLX wheel's own", 60, 45),
 }

@@ -224,6 +224,13 @@ FIGURES = {
         MORE,
         against="the machine: 1",
     ),
+    "workflow.prisoners_dilemma_speedup": Figure(
+        "first token in the later ones of five phases with new agents ÷ with those kept", MORE
+    ),
+    "workflow.experts_speedup": Figure(
+        "first token of questions to ten experts who read a chapter each, new ones ÷ those kept",
+        MORE,
+    ),
     "blas.prefill512_speedup": Figure(
         "time to read 512 tokens with the BLAS of MLX's wheel ÷ with ours", MORE
     ),

@@ -218,6 +218,26 @@ def _roofline(report: Report, figure: Any) -> None:
     axes.set_xlabel("share of the machine's limit")
 
 
+def _workflow(report: Report, figure: Any) -> None:
+    """Seconds to the first token in each phase, the median of the rounds."""
+    names = list(dict.fromkeys(row["workflow"] for row in report["rows"]))
+    for axes, name in zip(figure.subplots(len(names), squeeze=False).flat, names, strict=True):
+        rows = _rows(report, workflow=name)
+        phases = list(dict.fromkeys(row["phase"] for row in rows))
+        for place, (state, colour) in enumerate((("kept", OURS), ("cold", COLD))):
+            times = [
+                median(row[f"ttft_{state}_s"] for row in _rows(report, workflow=name, phase=phase))
+                for phase in phases
+            ]
+            at = [i + 0.4 * (place - 0.5) for i in range(len(phases))]
+            axes.barh(at, times, 0.38, color=colour, label=state)
+        axes.set_yticks(range(len(phases)), phases)
+        axes.invert_yaxis()
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("seconds to the first token")
+        axes.legend(frameon=False)
+
+
 def _blas(report: Report, figure: Any) -> None:
     axes = figure.subplots()
     times: dict[str, list[float]] = {}
@@ -248,5 +268,6 @@ DRAWINGS: dict[str, Callable[[Report, Any], None]] = {
     "injection": _injection,
     "compare": _compare,
     "roofline": _roofline,
+    "workflow": _workflow,
     "blas": _blas,
 }

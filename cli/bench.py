@@ -210,6 +210,22 @@ def roofline(
 
 
 @app.command()
+def workflow(
+    model: options.Model = options.DEFAULT_MODEL,
+    repeat: Repeat = None,
+    device: Device = None,
+    quick: Quick = False,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Agents kept from phase to phase: times to the first token, against new ones.
+
+    The workflows that come along are run, each in new processes.
+    """
+    _measure("workflow", model, device, quick, out, as_json, repeat=repeat)
+
+
+@app.command()
 def blas(
     model: options.Model = options.DEFAULT_MODEL,
     quick: Quick = False,

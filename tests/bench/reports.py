@@ -63,6 +63,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"what": "machine", "rate_of": "memory, read", "per_s": 1e10, "unit": "bytes"},
         {"what": "limit", "limit_of": "decode, 1", "share": 0.6},
     ],
+    "workflow": [
+        {"workflow": name, "round": 1, "phase": phase, "ttft_kept_s": 0.1, "ttft_cold_s": 0.4}
+        for name in ("prisoners-dilemma", "experts")
+        for phase in ("first", "second")
+    ],
     "blas": [{"blas": name, "ttft_s": s} for name, s in (("ours", 0.8), ("wheel", 30.0))],
 }
 FIGURES = {
@@ -75,6 +80,7 @@ FIGURES = {
     "council": {"council.mb_per_stream_100": 1.5, "council.river_share_16": 0.9},
     "compare": {"compare.decode1_over_mlx_lm": 1.2, "compare.kl_over_mlx_lm_4bit": 0.03},
     "roofline": {"roofline.decode1_share": 0.6},
+    "workflow": {"workflow.experts_speedup": 4.0},
     "blas": {"blas.prefill512_speedup": 37.5},
 }
 SETTINGS: dict[str, dict[str, Any]] = {
