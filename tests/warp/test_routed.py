@@ -16,7 +16,7 @@ from tests import scripted
 from tests.scripted import context_of, limit, until
 
 NOTES = "The river is wide and slow, and the boats are late again. " * 4
-MUCH = [f"word {i}, " for i in range(60)]
+MUCH = [f"word {i}, " for i in range(150)]
 SCRIPT = {
     "Ask for one.": ["Let me ", "see. [TA", "SK: find", " one] ", *MUCH, "done."],
     "Ask for all.": [*(f"[{kind}: find {kind}]" for kind in KINDS), *MUCH, "done."],
@@ -40,7 +40,7 @@ def engine() -> Iterator[Engine]:
 
 
 def make_river(engine: Engine, **more: Any) -> Agent:
-    river = engine.agent(system=NOTES, sampling=limit(300))
+    river = engine.agent(system=NOTES, sampling=limit(400))
     river.think_with(CortexConfig(**({"threshold": None, "listens": True} | more)))
     return river
 
