@@ -10,7 +10,7 @@ from edgecortex.bench.report import Report, Row, make_report, median, spread
 from edgecortex.bench.side import answer
 from edgecortex.errors import EdgeCortexError
 
-SPEEDUPS = {  # of the workflows that are run
+SPEEDUPS = {
     "prisoners-dilemma": "workflow.prisoners_dilemma_speedup",
     "experts": "workflow.experts_speedup",
 }
@@ -24,8 +24,10 @@ DEFINITIONS = {
 }
 
 
-def measure(model: str, progress: Callable[[str], None], *, repeat: int) -> Report:
-    """Runs `edgecortex workflow --json` on each workflow, in new processes.
+def measure(
+    model: str, progress: Callable[[str], None], *, repeat: int, names: Sequence[str]
+) -> Report:
+    """Runs `edgecortex workflow --json` on workflows of these names, in new processes.
 
     Raises:
         EdgeCortexError: a run failed, or nothing was saved.
@@ -33,18 +35,18 @@ def measure(model: str, progress: Callable[[str], None], *, repeat: int) -> Repo
     paths = workflow.built_in()
     rows: list[Row] = []
     for turn in range(1, repeat + 1):
-        for name in SPEEDUPS:
+        for name in names:
             progress(f"{name}, round {turn} of {repeat}")
             rows += [{"workflow": name, "round": turn, **row} for row in _run(paths[name], model)]
-    rounds = [_figures(rows, turn) for turn in range(1, repeat + 1)]
+    rounds = [_figures(names, rows, turn) for turn in range(1, repeat + 1)]
     figures = {name: median(found[name] for found in rounds) for name in rounds[0]}
-    settings = {"model": model, "repeat": repeat, "definitions": DEFINITIONS}
+    settings = {"model": model, "repeat": repeat, "names": list(names), "definitions": DEFINITIONS}
     return make_report("workflow", settings, figures, rows, spread(figures, rounds))
 
 
-def _figures(rows: Sequence[Row], turn: int) -> dict[str, float]:
+def _figures(names: Sequence[str], rows: Sequence[Row], turn: int) -> dict[str, float]:
     found = {}
-    for name, figure in SPEEDUPS.items():
+    for name in names:
         of_it = [row for row in rows if (row["workflow"], row["round"]) == (name, turn)]
         helped = [row for row in of_it if row["saved"] > 0]
         if not helped:
@@ -53,7 +55,7 @@ def _figures(rows: Sequence[Row], turn: int) -> dict[str, float]:
             sum(row["turns"] * row[f"ttft_{state}_s"] for row in helped)
             for state in ("cold", "kept")
         )
-        found[figure] = cold / kept
+        found[SPEEDUPS[name]] = cold / kept
     return found
 
 

@@ -220,7 +220,8 @@ def workflow(
 ) -> None:
     """Agents kept from phase to phase: times to the first token, against new ones.
 
-    The workflows that come along are run, each in new processes.
+    The workflows that come along are run, each in new processes; with --quick
+    only one, the prisoner's dilemma.
     """
     _measure("workflow", model, device, quick, out, as_json, repeat=repeat)
 

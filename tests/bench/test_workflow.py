@@ -6,6 +6,7 @@ import pytest
 
 from edgecortex import workflow
 from edgecortex.bench import workflow as bench
+from edgecortex.bench.benches import BENCHES
 from edgecortex.errors import EdgeCortexError
 from tests.test_workflow import TOML
 
@@ -24,7 +25,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("small")
 def test_both_ways_are_measured(smollm2: Path) -> None:
     lines: list[str] = []
-    found = bench.measure(str(smollm2), lines.append, repeat=2)
+    found = bench.measure(str(smollm2), lines.append, repeat=2, names=["small-one"])
     assert lines == ["small-one, round 1 of 2", "small-one, round 2 of 2"]
     assert [row["phase"] for row in found["rows"]] == ["plan", "review"] * 2
     ratios = []
@@ -37,10 +38,11 @@ def test_both_ways_are_measured(smollm2: Path) -> None:
 
 
 def test_those_that_come_along_are_run() -> None:
+    assert set(BENCHES["workflow"].settings["names"]) == set(workflow.built_in())
     assert set(bench.SPEEDUPS) == set(workflow.built_in())
 
 
 def test_a_workflow_that_saves_nothing(small: Path, smollm2: Path) -> None:
     small.write_text(TOML[: TOML.index("[[phases]]", TOML.index("[[phases]]") + 1)])
     with pytest.raises(EdgeCortexError, match="expected small-one to save tokens, got none"):
-        bench.measure(str(smollm2), print, repeat=1)
+        bench.measure(str(smollm2), print, repeat=1, names=["small-one"])
