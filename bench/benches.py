@@ -90,9 +90,9 @@ BENCHES = {
     ),
     "workflow": Bench(
         "Agents kept from phase to phase: times to the first token, against new ones",
-        380,
+        570,
         30,
-        {"repeat": 2, "names": ["prisoners-dilemma", "experts"]},
+        {"repeat": 3, "names": ["prisoners-dilemma", "experts"]},
         {"repeat": 1, "names": ["prisoners-dilemma"]},
     ),
     "blas": Bench("Time to read 512 tokens, with our BLAS and with the MLX wheel's own", 60, 45),

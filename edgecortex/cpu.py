@@ -2,12 +2,18 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 WORTH_WAITING = 1 << 13  # elements: from here on the wait for `x` costs less than it saves
 WORTH_SHARING = 1 << 18  # elements of a matrix: from here on two streams are faster than one
+WORTH_HELP = 1 << 20  # scores: from here on a second core is worth the threads' taking turns
+CACHED = 1 << 18  # scores that a core goes through at a time, while its cache holds them
+_helper = ThreadPoolExecutor(1, "edgecortex-cpu")
 
 
 class _Streams(threading.local):
@@ -52,3 +58,60 @@ def exp2(x: mx.array) -> mx.array:
     view = np.array(x, copy=False)
     np.exp2(view, out=view)
     return x
+
+
+class Weights(NamedTuple):
+    """Of scores (…, n, L): 2 ** (scores - top) of that shape, and (…, n, 1) each their maximum
+    `top` and the sum `total` of the powers."""
+
+    powers: mx.array
+    top: mx.array
+    total: mx.array
+
+
+def weights(scores: mx.array, at_least: mx.array | None = None) -> Weights:
+    """What softmax makes of scores before it divides. `scores` must be a fresh result that nobody
+    else reads: it may be overwritten. `at_least` (…, n, 1) bounds the maximum from below.
+
+    On a CPU many scores are computed at once, in place: MLX goes through all of them once for
+    each of the steps, on one core; here rows go through all steps while a cache holds them, on
+    two cores.
+    """
+    if scores.size < WORTH_WAITING or scores.dtype != mx.float32 or not on_cpu():
+        top = scores.max(axis=-1, keepdims=True)
+        top = top if at_least is None else mx.maximum(top, at_least)
+        powers = exp2(scores - top)
+        return Weights(powers, top, powers.sum(axis=-1, keepdims=True))
+    mx.eval(scores)
+    shape = (*scores.shape[:-1], 1)
+    rows = np.array(scores, copy=False).reshape(-1, scores.shape[-1])
+    least = None if at_least is None else np.array(at_least).reshape(-1, 1)
+    tops, totals = np.empty((2, len(rows), 1), np.float32)
+    work = partial(_weigh, rows, least, tops, totals)
+    if scores.size < WORTH_HELP:
+        work(0, len(rows))
+    else:
+        rest = _helper.submit(work, len(rows) // 2, len(rows))
+        work(0, len(rows) // 2)
+        rest.result()
+    return Weights(scores, mx.array(tops).reshape(shape), mx.array(totals).reshape(shape))
+
+
+def _weigh(
+    rows: np.ndarray,
+    least: np.ndarray | None,
+    top: np.ndarray,
+    total: np.ndarray,
+    start: int,
+    stop: int,
+) -> None:
+    """Makes powers of the rows from `start` to `stop`, some at a time."""
+    size = max(1, CACHED // rows.shape[1])
+    for i in range(start, stop, size):
+        at = slice(i, min(i + size, stop))
+        np.max(rows[at], axis=1, keepdims=True, out=top[at])
+        if least is not None:
+            np.maximum(top[at], least[at], out=top[at])
+        np.subtract(rows[at], top[at], out=rows[at])
+        np.exp2(rows[at], out=rows[at])
+        np.sum(rows[at], axis=1, keepdims=True, out=total[at])

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import threading
+import queue
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -63,42 +63,37 @@ class Generation:
     error: Exception | None = None
     _pieces: list[str] = field(default_factory=list)
     _over: bool = False
-    _changed: threading.Condition = field(default_factory=threading.Condition)
     _wakes: list[Callable[[], None]] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[str]:
+        news: queue.SimpleQueue[None] = queue.SimpleQueue()
         at, over = 0, False
-        while not over:
-            with self._changed:
-                while not self._over and len(self._pieces) == at:
-                    self._changed.wait()
-            fresh, over = self._since(at)
-            at += len(fresh)
-            yield from filter(None, fresh)
+        with self._waking(lambda: news.put(None)):
+            while not over:
+                fresh, over = self._since(at)
+                at += len(fresh)
+                yield from filter(None, fresh)
+                if not over:
+                    news.get()
         self._raise()
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
 
         def wake() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(ready.set)
+                loop.call_soon_threadsafe(news.set)
 
         at, over = 0, False
-        with self._changed:
-            self._wakes.append(wake)
-        try:
+        with self._waking(wake):
             while not over:
-                ready.clear()
+                news.clear()
                 fresh, over = self._since(at)
                 at += len(fresh)
                 for text in filter(None, fresh):
                     yield text
                 if not over:
-                    await ready.wait()
-        finally:
-            with self._changed:
-                self._wakes.remove(wake)
+                    await news.wait()
         self._raise()
 
     def text(self) -> str:
@@ -116,10 +111,21 @@ class Generation:
             raise StateError(f"cannot cancel: the answer is {state}")
         self.cancelled = True
 
+    # No locks here: a consumer may be interrupted anywhere, and the engine waits for none.
+
+    @contextlib.contextmanager
+    def _waking(self, wake: Callable[[], None]) -> Iterator[None]:
+        """`wake` is called after each piece."""
+        self._wakes.append(wake)
+        try:
+            yield
+        finally:
+            self._wakes.remove(wake)
+
     def _since(self, at: int) -> tuple[list[str], bool]:
         """The pieces from number `at` on, and whether they are the last."""
-        with self._changed:
-            return self._pieces[at:], self._over
+        over = self._over  # asked first: there may be more pieces later
+        return self._pieces[at:], over
 
     def _raise(self) -> None:
         if self.error:
@@ -144,9 +150,7 @@ class Generation:
         self._put(text, over=True)
 
     def _put(self, piece: str, over: bool = False) -> None:
-        with self._changed:
-            self._pieces.append(piece)
-            self._over = over
-            self._changed.notify_all()
-            for wake in self._wakes:
-                wake()
+        self._pieces.append(piece)
+        self._over = over
+        for wake in tuple(self._wakes):
+            wake()

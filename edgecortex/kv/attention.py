@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from edgecortex.cpu import exp2
+from edgecortex.cpu import weights
 from edgecortex.kv.plan import HIDDEN
 from edgecortex.kv.segment import LayerKV
 
@@ -143,9 +143,8 @@ def _decode_together(
 def _partial(
     scores: mx.array, weighted: Callable[[mx.array], mx.array], dtype: mx.Dtype
 ) -> Partial:
-    top = scores.max(axis=-1, keepdims=True)
-    p = exp2(scores - top)
-    return Partial(weighted(p.astype(dtype)), top, p.sum(axis=-1, keepdims=True))
+    powers, top, total = weights(scores)
+    return Partial(weighted(powers.astype(dtype)), top, total)
 
 
 def _merge(partials: Sequence[Partial], index: mx.array | None, dtype: mx.Dtype) -> mx.array:
@@ -185,13 +184,13 @@ def prefill(
     """
     heads, groups, n, dim = q.shape
     flat = q.reshape(heads, groups * n, dim)
-    top, total, out = mx.array(HIDDEN), mx.array(0.0), mx.array(0.0)
+    top, total, out = mx.full((heads, groups, n, 1), HIDDEN), mx.array(0.0), mx.array(0.0)
     for (keys, values), mask in [(own, own_mask), *_pieces(past, past_mask)]:
         scores = _grouped(flat @ keys, groups).astype(mx.float32)
         scores = scores if mask is None else scores + mask
-        before, top = top, mx.maximum(top, scores.max(axis=-1, keepdims=True))
-        p, kept = exp2(scores - top), mx.power(2, before - top)
-        total = total * kept + p.sum(axis=-1, keepdims=True)
+        before, (p, top, added) = top, weights(scores, top)
+        kept = mx.power(2, before - top)
+        total = total * kept + added
         p = p.astype(q.dtype).reshape(heads, groups * n, -1)
         out = out * kept + _grouped(p @ values, groups)
     return (out / total).astype(q.dtype)

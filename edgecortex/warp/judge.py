@@ -2,7 +2,7 @@
 engine's thread, in pieces between which the River may go on."""
 
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -12,6 +12,7 @@ from edgecortex.config import SamplingParams
 from edgecortex.generation import Generation
 from edgecortex.kv.context import Context
 from edgecortex.kv.segment import KVSegment
+from edgecortex.runner import HiddenStates
 from edgecortex.scheduler import Request
 from edgecortex.warp import injection
 from edgecortex.warp.gate import PLAIN_TEXT
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from edgecortex.warp.cortex import Cortex
 
 ALLOWANCE = 256  # tokens of thoughts that any River takes, however little it was told
-PIECE = 16  # tokens that are read at a time beside a River that speaks
+PIECE, ALONE = 16, 512  # tokens that are read at a time beside a River that speaks, and else
 REFERENCE = "{}\n\n"  # any words around it would be said again
 Pieces = Generator["Along | None", None, None]
 """Between two of them the River may go on; if an `Along` is given, until that has ended."""
@@ -81,8 +82,9 @@ def judge(cortex: "Cortex", stream: Stream) -> Pieces:
         BudgetError: there is no room.
     """
     yield from _make_ready(cortex)
-    states = yield from _states(cortex, stream.thought.text, first=False)
-    _ask_gate(cortex, stream.thought, states)
+    if _context(cortex, cortex.river, stream.thought):
+        reading = _reading(cortex, stream.thought.text, first=False)
+        _ask_gate(cortex, stream.thought, (yield from _states(cortex, reading)))
     while not stream.thought.ended:
         yield None
         yield from _inject(cortex, stream)
@@ -91,22 +93,31 @@ def judge(cortex: "Cortex", stream: Stream) -> Pieces:
 def _make_ready(cortex: "Cortex") -> Pieces:
     """What is done once, before any context is looked up, as it may have to make room: the gate
     gets to know plain text, and it is found out whether keys turn."""
-    if not cortex.gate.seen.count:
-        cortex.gate.seen.add((yield from _states(cortex, PLAIN_TEXT, first=True)))
-        yield None
+    seen = cortex.gate.seen
+    if not seen.count:
+        states = yield from _states(cortex, _reading(cortex, PLAIN_TEXT, first=True))
+        if not seen.count:  # another River's thought was not faster
+            seen.add(states)
     _ = cortex.core.runner.keys_turn
     yield None
 
 
-def _states(
-    cortex: "Cortex", text: str, first: bool
-) -> Generator["Along | None", None, np.ndarray]:
-    """The hidden states of a text by itself, (L, hidden_size)."""
-    core = cortex.core
-    ids = core.model.tokenizer.encode(text, first=first)
-    size = PIECE if core.scheduler.main_waits() else len(ids)
-    states: np.ndarray = yield from core.runner.hidden_in_pieces(ids, size)
-    return states
+def _reading(cortex: "Cortex", text: str, first: bool) -> HiddenStates:
+    """Of a text by itself; the River makes no way for it."""
+    core, main = cortex.core, cortex.core.contexts.get(cortex.river)
+    with core.pool.kept(main) if main else nullcontext():
+        return HiddenStates(core.runner, core.model.tokenizer.encode(text, first=first))
+
+
+def _states(cortex: "Cortex", reading: HiddenStates) -> Generator["Along | None", None, np.ndarray]:
+    """What is read, (L, hidden_size), in pieces beside a River that speaks."""
+    waits = cortex.core.scheduler.main_waits
+    with closing(reading):
+        while reading.read(PIECE if waits() else ALONE):
+            yield None
+        if waits():
+            yield None
+        return reading.all()
 
 
 def _context(cortex: "Cortex", agent: "Agent", thought: Thought) -> Context | None:

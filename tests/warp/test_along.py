@@ -62,16 +62,33 @@ def readings(engine: Engine) -> list[Any]:
     return [request for request in engine.core.scheduler.running if request.one_by_one]
 
 
-def caught(engine: Engine, river: Agent, act: Callable[[Stream], Any]) -> Stream:
-    """Does something on the engine's thread while a thought is being read."""
-    stream = river.spawn("find one")
+def is_read(engine: Engine) -> bool:
+    """Whether a thought is being read over its River."""
+    return any(r.context.num_own > len(r.prompt_ids) - 5 for r in readings(engine))
+
+
+def is_judged(engine: Engine) -> bool:
+    """Whether a gate has read a part of a thought."""
+    traces = [c.trace for c in engine.core.pool.contexts() if c.trace]
+    return any(trace.hidden.length == len(LONG) and trace.hidden.parts for trace in traces)
+
+
+def caught(
+    engine: Engine,
+    river: Agent,
+    act: Callable[[Stream], Any],
+    when: Callable[[Engine], bool] = is_read,
+) -> Stream:
+    """Does something on the engine's thread while a thought is on its way."""
+    stream = river.spawn("find one" if when is is_read else "find more")
 
     def step() -> None:
         for _ in range(2000):
-            if any(r.context.num_own > len(r.prompt_ids) - 5 for r in readings(engine)):
+            if when(engine):
                 break
             engine.core.step()
-        assert readings(engine)
+            engine.core.pool.check()
+        assert when(engine)
         act(stream)
 
     until(engine, lambda: stream.generation is not None)
@@ -158,10 +175,14 @@ def test_the_gate_reads_in_pieces(
 
 
 @pytest.mark.parametrize("end", [Stream.close, lambda stream: stream.owner._stop(stream)])
-def test_cancelled_meanwhile(engine: Engine, river: Agent, answer: Generation, end: Any) -> None:
-    stream = caught(engine, river, end)
-    assert (stream.result(60).status, stream.thought.text) == ("cancelled", "It is blue.")
-    until(engine, lambda: not readings(engine))
+@pytest.mark.parametrize(("when", "text"), [(is_read, "It is blue."), (is_judged, LONG)])
+def test_cancelled_meanwhile(
+    engine: Engine, river: Agent, answer: Generation, end: Any, when: Any, text: str
+) -> None:
+    stream = caught(engine, river, end, when)
+    assert (stream.result(60).status, stream.thought.text) == ("cancelled", text)
+    until(engine, lambda: not readings(engine) and not is_judged(engine))
+    engine.call(engine.core.pool.check)
     assert context_of(river).attached == []
     assert river.spawn("find two").result(60).status == "accepted"
 

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from edgecortex import Engine, SamplingParams
+from edgecortex import Engine, EngineConfig, SamplingParams
+from edgecortex.errors import BudgetError
+from edgecortex.runner import HiddenStates, ModelRunner
 from edgecortex.warp.gate import PLAIN_TEXT, RunningStates, ValidationGate, cosine
 from edgecortex.warp.synapse import RIVER_STATES
+from tests import tiny
 
 SAID = {
     "bees": "Bees live in hives. A hive has one queen, who lays all the eggs, and thousands of "
@@ -96,26 +99,39 @@ def test_states_read_in_pieces(real: Engine) -> None:
     """Are those of all at once; and a reading that is left takes nothing along."""
     runner = real.core.runner
 
-    def both() -> tuple[np.ndarray, np.ndarray, int]:
+    def both() -> tuple[np.ndarray, np.ndarray]:
         ids = real.core.model.tokenizer.encode(PLAIN_TEXT, first=True)
-        pieces, count = runner.hidden_in_pieces(ids, 16), 0
-        while True:
-            try:
-                next(pieces)
-                count += 1
-            except StopIteration as end:
-                return end.value, runner.hidden_of(ids), len(ids) - 16 * count
+        reading, count = HiddenStates(runner, ids), 1
+        while reading.read(16):
+            runner.pool.check()
+            count += 1
+        assert count == -(-len(ids) // 16) > 2
+        found = reading.all()
+        reading.close()
+        reading.close()
+        return found, runner.hidden_of(ids)
 
-    in_pieces, at_once, left = real.call(both)
-    assert 0 < left <= 16
+    in_pieces, at_once = real.call(both)
     np.testing.assert_allclose(in_pieces, at_once, atol=2e-2 * np.abs(at_once).max())
 
     def leave() -> None:
-        held = len(runner.pool.contexts())
-        pieces = runner.hidden_in_pieces([1] * 20, 16)
-        next(pieces)
-        assert len(runner.pool.contexts()) == held + 1
-        pieces.close()
-        assert len(runner.pool.contexts()) == held
+        held, free = len(runner.pool.contexts()), runner.pool.free_bytes
+        reading = HiddenStates(runner, [1] * 200)
+        assert runner.pool.free_bytes < free - runner.pool.row_nbytes  # room for all of it
+        reading.read(16)
+        reading.close()
+        assert (len(runner.pool.contexts()), runner.pool.free_bytes) == (held, free)
 
     real.call(leave)
+
+
+def test_states_that_have_no_room() -> None:
+    model = tiny.make("llama")
+    row = ModelRunner(model, EngineConfig(kv_format="fp")).pool.row_nbytes
+    config = EngineConfig(kv_format="fp", kv_budget_bytes=3 * row)
+    runner = ModelRunner(model, config)
+    for _ in range(2):
+        with pytest.raises(BudgetError, match="no room to read 1,000 tokens"):
+            HiddenStates(runner, [1] * 1000)
+        assert runner.pool.contexts() == []
+    assert len(runner.hidden_of([1] * 20)) == 20

@@ -130,3 +130,20 @@ def test_no_room_for_a_stream_harms_nobody(num_rows: float, traced: bool) -> Non
         assert engine.call(engine.core.pool.contexts) == [context_of(river)]
         engine.call(engine.core.pool.check)
         assert river.chat("And then?").text() == expected
+
+
+@pytest.mark.parametrize("num_rows", [12.5, 13, 13.5, 14])
+def test_a_river_that_rests_makes_way_for_no_thought_about_it(
+    engine: Engine, num_rows: float
+) -> None:
+    """It takes 4.8 rows and has rested the longest: others go first."""
+    budget = int(num_rows * engine.core.pool.row_nbytes)
+    with scripted.engine(SCRIPT, kv_budget_bytes=budget) as small:
+        river = make_river(small, threshold=None, sampling=limit(3))
+        others = [small.agent(system=name, sampling=limit(2)) for name in "abc"]
+        for agent in others:
+            agent.chat("x").text()
+        thought = river.spawn("find one").result(60)
+        assert (thought.status, thought.reason) == ("accepted", "")
+        assert [laid.id for laid in context_of(river).attached] == [thought.id]
+        small.call(small.core.pool.check)
