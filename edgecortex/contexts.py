@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recalled:
-    """A context in use, and where what it holds came from, in tokens."""
+    """A context in use, and where what it holds came from, in tokens. Of `num_known` the store
+    has blocks, but maybe not the windows to begin with there."""
 
     context: Context
     num_memory_tokens: int
     num_disk_tokens: int
+    num_known: int
 
 
 @dataclass
@@ -46,6 +48,7 @@ class AgentContexts:
         self.pool, self.archive = pool, archive
         self._contexts: dict[Agent, Context] = {}
         self._spilled: dict[Agent, Future[int]] = {}
+        self._forks: list[tuple[Sequence[int], Future[int]]] = []
         self._foreign: dict[Agent, Foreign] = {}  # of agents that are not resident
         pool.on_evict = self._spill
 
@@ -111,6 +114,7 @@ class AgentContexts:
         """Finds an agent a context with what is known of its prompt, but for the last token at
         least, and room for `num_tokens`. None if there is no room now."""
         self._await_spill(agent)
+        self._await_forks(prompt_ids)
         try:
             context = self._open(agent)
         except BudgetError:
@@ -131,7 +135,7 @@ class AgentContexts:
         if not context.num_own:
             self._load(context, wanted, match)
             self.pool.acquire(context, num_tokens)
-        return Recalled(context, num_memory, context.num_own - num_memory)
+        return Recalled(context, num_memory, context.num_own - num_memory, match.num_known)
 
     def _match(self, wanted: Sequence[int], context: Context | None = None) -> Match:
         """What is stored of these tokens, as they are where a context is to hold them."""
@@ -158,7 +162,8 @@ class AgentContexts:
     def num_resident(self, agent: "Agent", ids: Sequence[int]) -> int:
         """How many leading tokens are in memory: of the agent's own, or in blocks of others."""
         own = self._contexts.get(agent)
-        known = [self.shared_len(c.token_ids, ids) for c in self._resident()]
+        others = [] if self.pool.slides else self._resident()  # they have let go of much
+        known = [self.shared_len(c.token_ids, ids) for c in others]
         return max([common_prefix_len(own.token_ids, ids) if own else 0, *known])
 
     def num_on_disk(self, ids: Sequence[int]) -> int:
@@ -184,6 +189,13 @@ class AgentContexts:
         context = self._contexts.get(agent)
         if self.archive and context and context.own_segments and not context.base:
             self.archive.save(context)
+
+    def save_fork(self, agent: "Agent") -> None:
+        """Starts to store an agent's sealed KV as it is now: others begin with it. There is a
+        store."""
+        assert self.archive is not None
+        context = self._contexts[agent]
+        self._forks.append((list(context.token_ids), self.archive.save(context)))
 
     def num_stored(self, agent: "Agent", token_ids: Sequence[int]) -> int:
         """How many of these tokens `save` would leave stored."""
@@ -227,3 +239,10 @@ class AgentContexts:
         """Waits until what was spilled of an agent can be read."""
         if self.archive and (spilled := self._spilled.pop(agent, None)):
             self.archive.wait([spilled])
+
+    def _await_forks(self, ids: Sequence[int]) -> None:
+        """Waits until what others stored for prompts like this one can be read."""
+        self._forks = [(fork, saved) for fork, saved in self._forks if not saved.done()]
+        needed = [saved for fork, saved in self._forks if list(ids[: len(fork)]) == fork]
+        if self.archive and needed:
+            self.archive.wait(needed)

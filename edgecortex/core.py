@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from edgecortex.archive import Archive
 from edgecortex.config import EngineConfig
-from edgecortex.contexts import AgentContexts
+from edgecortex.contexts import AgentContexts, Recalled
 from edgecortex.errors import BudgetError, StoreError
 from edgecortex.kv.blocks import BlockCodec
 from edgecortex.kv.context import Context
@@ -113,7 +113,9 @@ class EngineCore:
         elsewhere, began = self.runner.model_s + self.sample_s, time.perf_counter()
         pending = [request.pending() for request, _ in batch]
         try:
-            self._postprocess(*self._run(batch))
+            done = self._run(batch)
+            self._save_forks(batch)
+            self._postprocess(*done)
         except Exception as error:
             unfed = pending == [request.pending() for request, _ in batch]
             self._fail_step(batch, error, again=unfed and len(batch) > 1)
@@ -123,6 +125,14 @@ class EngineCore:
         self.overhead_s += now - start - (self.runner.model_s + self.sample_s - elsewhere)
         self.scheduler.observe(batch, now - began)
         self._tell_read()
+
+    def _save_forks(self, batch: list[tuple[Request, int]]) -> None:
+        """Stores what was read up to where other prompts go on in another way."""
+        for request, _ in batch:
+            assert request.context is not None
+            if request.context.num_own in request.forks:
+                request.forks.remove(request.context.num_own)
+                self.contexts.save_fork(request.agent)
 
     def _do_job(self) -> None:
         if self._jobs and self.scheduler.spares_side():
@@ -257,23 +267,44 @@ class EngineCore:
         stats.num_prompt_tokens = len(request.prompt_ids)
         stats.num_memory_tokens = found.num_memory_tokens
         stats.num_disk_tokens = found.num_disk_tokens
+        request.forks = self._forks(request, found)
         return True
+
+    def _forks(self, request: Request, found: Recalled) -> set[int]:
+        """Where others have left this prompt and, as layers slide a window, have let go of what
+        one has to begin with there: it is stored when this one gets there."""
+        if not self._stores_forks or found.context.base:
+            return set()
+        ids, running = request.prompt_ids[:-1], self.scheduler.running
+        prompts = [other.prompt_ids for other in running if not other.side]
+        shared = [self.contexts.shared_len(prompt, ids) for prompt in prompts]
+        known = {found.num_known, max(shared, default=0)}
+        return {length for length in known if length > found.context.num_own}
+
+    @property
+    def _stores_forks(self) -> bool:
+        return self.pool.slides and self.contexts.archive is not None
 
     def _holds(self, request: Request) -> bool:
         """Whether to wait: another prompt that is being read begins as this one does, so that
         soon its blocks can be shared."""
-        if self.pool.slides or request.side:
-            return False  # what lies before a window, or elsewhere, could not be shared
+        if request.side or (self.pool.slides and not self._stores_forks):
+            return False  # what lies elsewhere, or before a window, could not be shared
         ids = request.prompt_ids[:-1]
         running = self.scheduler.running
         readers = [r for r in running if r.context and r.pending() > 1 and not r.side]
-        shared = ((r, self.contexts.shared_len(r.prompt_ids, ids)) for r in readers)
-        ahead = max((n for r, n in shared if r.context and n > r.context.num_own), default=0)
-        if not ahead or ahead <= self.contexts.num_resident(request.agent, ids):
+        shared = {r: self.contexts.shared_len(r.prompt_ids, ids) for r in readers}
+        coming = {r: n for r, n in shared.items() if r.context and n > r.context.num_own}
+        reader = max(coming, key=lambda r: coming[r], default=None)
+        if not reader or coming[reader] <= self.contexts.num_resident(request.agent, ids):
             return False
         if request.num_stored is None:
             request.num_stored = self.contexts.num_on_disk(ids)
-        return ahead > request.num_stored
+        if coming[reader] <= request.num_stored:
+            return False
+        if self.pool.slides:
+            reader.forks.add(coming[reader])
+        return True
 
     def _refuse_stuck(self) -> None:
         """Nobody runs, and the first in line finds no room: it never will. Where an answer is held

@@ -58,6 +58,7 @@ class Request:
     seed: int = field(default_factory=lambda: secrets.randbits(32))
     context: Context | None = None
     num_stored: int | None = None  # leading tokens of the prompt on disk, once that was asked
+    forks: set[int] = field(default_factory=set)  # lengths at which what is read is stored
     last_step: int = 0  # in which it had a share
     told_read: bool = False
     refused_at: int | None = None  # the pool's `num_freed` when it had to wait
@@ -185,7 +186,9 @@ class Scheduler:
 
     def _prefill_share(self, request: Request, room: int) -> int:
         assert request.context is not None
-        return min(self._format.share(request.context.num_own, room), request.wanted())
+        num_own = request.context.num_own
+        share = min(self._format.share(num_own, room), request.wanted())
+        return min([share, *(fork - num_own for fork in request.forks)])
 
     def _admit_waiting(self) -> None:
         num_main = sum(not request.side for request in self.running)

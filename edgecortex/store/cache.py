@@ -38,9 +38,11 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Match:
     """What the store has of a prompt: the first `num_tokens` tokens, in these entries. The tail
-    may go on in another way after them."""
+    may go on in another way after them. Of `num_known` tokens it has the blocks, but maybe not the
+    windows that one has to begin with there."""
 
     num_tokens: int = 0
+    num_known: int = 0
     blocks: Sequence[Entry] = ()
     windows: Sequence[Entry] = ()
     tail: Entry | None = None
@@ -104,13 +106,14 @@ class PersistentKVCache:
         wanted = chain.blocks(token_ids)
         known = self.index.known([entry.id for entry in wanted])
         num_blocks = sum(1 for _ in takewhile(lambda e: (e.id, "block") in known, wanted))
+        num_known = chain.stop(num_blocks)
         while not all((e.id, "window") in known for e in _newest(wanted, num_blocks, num_windows)):
             num_blocks -= 1
         blocks = wanted[:num_blocks]
         parent, start = blocks[-1].id if blocks else chain.root, chain.stop(num_blocks)
         tail, length = self._tail(chain, parent, token_ids, start)
         windows = [window_of(entry) for entry in _newest(wanted, num_blocks, num_windows)]
-        return Match(start + length, blocks, windows, tail)
+        return Match(start + length, num_known, blocks, windows, tail)
 
     def read_ahead(self, entries: Sequence[Entry]) -> None:
         """Has the system begin to read these files, without waiting for it."""
