@@ -58,7 +58,11 @@ KVBudget = Annotated[
     ),
 ]
 NoCache = Annotated[
-    bool, typer.Option("--no-cache", help="Neither use KV that is on disk nor store any there.")
+    bool,
+    typer.Option(
+        "--no-cache",
+        help="Neither use KV that is on disk or another agent's, nor store any on disk.",
+    ),
 ]
 
 
@@ -76,7 +80,12 @@ def engine_config(kv_format: str, kv_budget: str | None, no_cache: bool = False)
         ConfigError: no such format, or not a number of bytes.
     """
     num_bytes = None if kv_budget is None else num_bytes_of(kv_budget, "--kv-budget")
-    return EngineConfig(kv_format=kv_format, kv_budget_bytes=num_bytes, use_store=not no_cache)
+    return EngineConfig(
+        kv_format=kv_format,
+        kv_budget_bytes=num_bytes,
+        share_prefixes=not no_cache,
+        use_store=not no_cache,
+    )
 
 
 def num_bytes_of(text: str, option: str) -> int:

@@ -52,7 +52,8 @@ class EngineConfig:
     alone.
 
     With `use_store` KV is kept on disk too, in `store_path` (None: the usual folder), up to
-    `store_max_bytes` (None: without end) beside what sessions hold.
+    `store_max_bytes` (None: without end) beside what sessions hold. With `share_prefixes` a prompt
+    may begin with what other agents have in memory.
 
     Raises:
         ConfigError: a value out of its range.
@@ -65,6 +66,7 @@ class EngineConfig:
     max_gap: float = 2.5
     river_share: float = 0.8
     max_batch: int = 256
+    share_prefixes: bool = True
     use_store: bool = True
     store_path: Path | None = None
     store_max_bytes: int | None = 8 << 30

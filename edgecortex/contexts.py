@@ -41,11 +41,11 @@ class AgentContexts:
     """The contexts of all agents: resident, or on disk once they had to make room.
 
     A prompt starts from the longest prefix of it that is known: the agent's own context, the
-    beginning of another's, which is then shared, or blocks on disk.
+    beginning of another's if it `shares`, or blocks on disk.
     """
 
-    def __init__(self, pool: BlockPool, archive: Archive | None) -> None:
-        self.pool, self.archive = pool, archive
+    def __init__(self, pool: BlockPool, archive: Archive | None, shares: bool = True) -> None:
+        self.pool, self.archive, self.shares = pool, archive, shares
         self._contexts: dict[Agent, Context] = {}
         self._spilled: dict[Agent, Future[int]] = {}
         self._forks: list[tuple[Sequence[int], Future[int]]] = []
@@ -114,7 +114,8 @@ class AgentContexts:
         """Finds an agent a context with what is known of its prompt, but for the last token at
         least, and room for `num_tokens`. None if there is no room now."""
         self._await_spill(agent)
-        self._await_forks(prompt_ids)
+        if self.archive and (saves := self.forks_to_come(agent, prompt_ids)):
+            self.archive.wait(saves)
         try:
             context = self._open(agent)
         except BudgetError:
@@ -162,9 +163,15 @@ class AgentContexts:
     def num_resident(self, agent: "Agent", ids: Sequence[int]) -> int:
         """How many leading tokens are in memory: of the agent's own, or in blocks of others."""
         own = self._contexts.get(agent)
-        others = [] if self.pool.slides else self._resident()  # they have let go of much
-        known = [self.shared_len(c.token_ids, ids) for c in others]
-        return max([common_prefix_len(own.token_ids, ids) if own else 0, *known])
+        known = common_prefix_len(own.token_ids, ids) if own else 0
+        can_share = self.shares and not self.pool.slides
+        return max(known, self.num_of_others(agent, ids)) if can_share else known
+
+    def num_of_others(self, agent: "Agent", ids: Sequence[int]) -> int:
+        """How many leading tokens other agents have in blocks in memory."""
+        own = self._contexts.get(agent)
+        others = [context for context in self._resident() if context is not own]
+        return max((self.shared_len(c.token_ids, ids) for c in others), default=0)
 
     def num_on_disk(self, ids: Sequence[int]) -> int:
         """How many leading tokens are stored."""
@@ -192,10 +199,22 @@ class AgentContexts:
 
     def save_fork(self, agent: "Agent") -> None:
         """Starts to store an agent's sealed KV as it is now: others begin with it. There is a
-        store."""
+        store; what it cannot take is read again."""
         assert self.archive is not None
         context = self._contexts[agent]
-        self._forks.append((list(context.token_ids), self.archive.save(context)))
+        try:
+            self._forks.append((list(context.token_ids), self.archive.save(context)))
+        except Exception as error:
+            self.archive.problem = StoreError(repr(error))
+
+    def forks_to_come(self, agent: "Agent", ids: Sequence[int]) -> "list[Future[int]]":
+        """The saves under way of what these tokens begin with, where that is more than the agent
+        has in memory."""
+        self._forks = [(fork, saved) for fork, saved in self._forks if not saved.done()]
+        own = self._contexts.get(agent)
+        known = common_prefix_len(own.token_ids, ids) if own else 0
+        longer = [(fork, saved) for fork, saved in self._forks if len(fork) > known]
+        return [saved for fork, saved in longer if list(ids[: len(fork)]) == fork]
 
     def num_stored(self, agent: "Agent", token_ids: Sequence[int]) -> int:
         """How many of these tokens `save` would leave stored."""
@@ -218,7 +237,7 @@ class AgentContexts:
 
     def _share(self, context: Context, wanted: Sequence[int]) -> None:
         """Lets a context begin with another's blocks if that is more than it has."""
-        if context.attached or context.base:
+        if not self.shares or context.attached or context.base:
             return
         others = [c for c in self._resident() if c is not context]
         shared = {c: self.shared_len(c.token_ids, wanted) for c in others}
@@ -239,10 +258,3 @@ class AgentContexts:
         """Waits until what was spilled of an agent can be read."""
         if self.archive and (spilled := self._spilled.pop(agent, None)):
             self.archive.wait([spilled])
-
-    def _await_forks(self, ids: Sequence[int]) -> None:
-        """Waits until what others stored for prompts like this one can be read."""
-        self._forks = [(fork, saved) for fork, saved in self._forks if not saved.done()]
-        needed = [saved for fork, saved in self._forks if list(ids[: len(fork)]) == fork]
-        if self.archive and needed:
-            self.archive.wait(needed)

@@ -34,7 +34,7 @@ class EngineCore:
         self.runner = ModelRunner(model, config)
         self.pool = self.runner.pool
         self.scheduler = Scheduler(config, self._admit, self._holds)
-        self.contexts = AgentContexts(self.pool, self._open_archive())
+        self.contexts = AgentContexts(self.pool, self._open_archive(), config.share_prefixes)
         self.states = RunningStates()  # that gates have seen
         self._jobs: deque[Callable[[], object]] = deque()
         self.overhead_s = self.sample_s = 0.0  # so far, in steps
@@ -113,9 +113,7 @@ class EngineCore:
         elsewhere, began = self.runner.model_s + self.sample_s, time.perf_counter()
         pending = [request.pending() for request, _ in batch]
         try:
-            done = self._run(batch)
-            self._save_forks(batch)
-            self._postprocess(*done)
+            self._postprocess(*self._run(batch))
         except Exception as error:
             unfed = pending == [request.pending() for request, _ in batch]
             self._fail_step(batch, error, again=unfed and len(batch) > 1)
@@ -160,6 +158,7 @@ class EngineCore:
         running = self.scheduler.running
         self.runner.reads_on = any(request.wanted() > 1 for request in running)
         contexts, logits = self.runner.run(feed)
+        self._save_forks(batch)
         rows = [i for i, c in enumerate(contexts) if by_context[c].pending() == 0]
         if len(rows) < len(contexts):
             logits = logits[mx.array(rows, dtype=mx.int32)]
@@ -273,26 +272,31 @@ class EngineCore:
     def _forks(self, request: Request, found: Recalled) -> set[int]:
         """Where others have left this prompt and, as layers slide a window, have let go of what
         one has to begin with there: it is stored when this one gets there."""
-        if not self._stores_forks or found.context.base:
+        if not self._stores_forks or found.context.base or found.context.attached:
             return set()
         ids, running = request.prompt_ids[:-1], self.scheduler.running
         prompts = [other.prompt_ids for other in running if not other.side]
-        shared = [self.contexts.shared_len(prompt, ids) for prompt in prompts]
-        known = {found.num_known, max(shared, default=0)}
-        return {length for length in known if length > found.context.num_own}
+        known = [found.num_known, self.contexts.num_of_others(request.agent, ids)]
+        known += [self.contexts.shared_len(prompt, ids) for prompt in prompts]
+        longest = {found.num_known, max(known)}
+        return {length for length in longest if length > found.context.num_own}
 
     @property
     def _stores_forks(self) -> bool:
-        return self.pool.slides and self.contexts.archive is not None
+        archive = self.contexts.archive
+        return self.pool.slides and archive is not None and archive.problem is None
 
     def _holds(self, request: Request) -> bool:
         """Whether to wait: another prompt that is being read begins as this one does, so that
         soon its blocks can be shared."""
-        if request.side or (self.pool.slides and not self._stores_forks):
+        can_share = self._stores_forks if self.pool.slides else self.contexts.shares
+        if request.side or not can_share:
             return False  # what lies elsewhere, or before a window, could not be shared
         ids = request.prompt_ids[:-1]
         running = self.scheduler.running
-        readers = [r for r in running if r.context and r.pending() > 1 and not r.side]
+        if self.contexts.forks_to_come(request.agent, ids) and any(r.wanted() for r in running):
+            return True
+        readers = [r for r in running if r.pending() > 1 and self._can_share(r, request)]
         shared = {r: self.contexts.shared_len(r.prompt_ids, ids) for r in readers}
         coming = {r: n for r, n in shared.items() if r.context and n > r.context.num_own}
         reader = max(coming, key=lambda r: coming[r], default=None)
@@ -305,6 +309,11 @@ class EngineCore:
         if self.pool.slides:
             reader.forks.add(coming[reader])
         return True
+
+    def _can_share(self, reader: Request, request: Request) -> bool:
+        """Whether what one reads may be of use to another, that does not go before it."""
+        plain = reader.context and not reader.context.attached
+        return bool(plain) and not reader.side and reader.priority <= request.priority
 
     def _refuse_stuck(self) -> None:
         """Nobody runs, and the first in line finds no room: it never will. Where an answer is held

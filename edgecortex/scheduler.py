@@ -188,7 +188,7 @@ class Scheduler:
         assert request.context is not None
         num_own = request.context.num_own
         share = min(self._format.share(num_own, room), request.wanted())
-        return min([share, *(fork - num_own for fork in request.forks)])
+        return min([share, *(fork - num_own for fork in request.forks if fork > num_own)])
 
     def _admit_waiting(self) -> None:
         num_main = sum(not request.side for request in self.running)

@@ -69,6 +69,18 @@ def test_prompts_that_come_together_share_what_they_begin_with(engine: Engine) -
     assert all(answer.stats.num_memory_tokens > 150 for answer in answers[1:])
 
 
+def test_nothing_is_shared_if_that_is_not_wanted(smollm2: Path) -> None:
+    config = EngineConfig(use_store=False, share_prefixes=False)
+    with Engine.load(str(smollm2), config=config) as engine:
+        agents = [engine.agent(system=notes(2), sampling=SHORT) for _ in range(3)]
+        answers = [agent.chat("What is this about?") for agent in agents]
+        assert all(answer.text() for answer in answers)
+        assert [answer.stats.num_cached_tokens for answer in answers] == [0, 0, 0]
+        again = agents[0].chat("Say more.")
+        again.text()
+        assert again.stats.num_memory_tokens > 150  # its own
+
+
 def test_a_later_run_starts_from_what_an_earlier_one_read(smollm2: Path, tmp_path: Path) -> None:
     config = EngineConfig(store_path=tmp_path)
     texts, disk = [], []
