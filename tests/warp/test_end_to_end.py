@@ -10,6 +10,7 @@ from edgecortex import Agent, Engine, EngineConfig, SamplingParams
 from edgecortex.warp.cortex import CortexConfig
 from edgecortex.warp.gate import THRESHOLD
 from edgecortex.warp.stream import Thought
+from tests.scripted import logits_after
 
 REPORT = (
     "Report of the harbour master. The ferry to the island was late on Monday, because its engine "
@@ -61,11 +62,13 @@ def test_two_streams_one_thought_and_an_answer(engine: Engine) -> None:
     assert related.score > THRESHOLD > other.score
     assert other.reason == "unlike what the River is about"
     assert (list(river.messages), list(river.conversation.token_ids)) == before
-    answers = [agent.chat(QUESTION).text() for agent in (river, plain)]
-    assert answers[0] != answers[1]
+    after = [logits_after(agent, QUESTION)[-1] for agent in (river, plain, told(engine))]
+    noise = np.abs(after[2] - after[1]).max()
+    assert np.abs(after[0] - after[1]).max() > max(0.5, 4 * noise)
+    text = river.chat(QUESTION).text()
     assert river.messages[-2:] == [
         {"role": "user", "content": QUESTION},
-        {"role": "assistant", "content": answers[0]},
+        {"role": "assistant", "content": text},
     ]
     check_record(river, streams[0].name)
     check_session(engine, river)
