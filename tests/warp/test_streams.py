@@ -115,8 +115,9 @@ def test_a_stream_reads_the_text_where_there_are_no_landmarks(engine: Engine) ->
 def test_a_stream_goes_on_from_what_its_river_is_saying(engine: Engine) -> None:
     river = make_river(engine)
     answer = river.chat("Go on.", limit(400))
+    pieces = iter(answer)
     for _ in range(3):
-        next(iter(answer))
+        next(pieces)
     stream = river.spawn("find one")
     stream.result(60)
     answer.cancel()
