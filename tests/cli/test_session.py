@@ -1,6 +1,7 @@
 """`edgecortex session`, `cache` and `chat --session`, on the real model."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,28 @@ def test_verbs_of_a_session(cli: Cli, bob: Result, tmp_path: Path) -> None:
     assert "read again" not in cli("session", "restore", "dave").err
     other = cli("session", "restore", "dave", "--kv-format", "kv8")
     assert "the session's KV has another format: its tokens are read again" in other.err
+
+
+def test_a_session_moves_to_another_store(
+    cli: Cli, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its KV, and goes on there as it does here."""
+    goes_on = ("chat", "--session", "bob", "--max-tokens", "12")
+    story = "Remember this. " + "The boat is late, and the river is wide and slow. " * 12
+    assert cli(*goes_on, "--model", str(smollm2), stdin=story.encode()).code == 0
+    file = str(tmp_path / "bob.safetensors")
+    assert cli("session", "export", "bob", file).code == 0
+    here = cli(*goes_on, stdin=b"What is late?")
+    monkeypatch.setenv("EDGECORTEX_STORE", str(tmp_path / "other"))
+    assert "missing" not in cli("session", "import", file).out
+    (row,) = json.loads(cli("session", "verify", "bob", "--json").out)
+    assert row["num_stored"] == row["num_kv_tokens"] > 2 * 64
+    there = cli(*goes_on, stdin=b"What is late?")
+    told = re.search(r"3 messages, (\d+) of (\d+) tokens back", there.err)
+    assert told is not None
+    assert int(told[1]) == row["num_kv_tokens"]
+    assert int(told[2]) - int(told[1]) <= 1  # the answer's last token has not been fed
+    assert there.out == here.out != ""
 
 
 def test_restore_reads_again_what_is_lost(cli: Cli, bob: Result, own_store: Path) -> None:
