@@ -1,17 +1,20 @@
 """How much of the machine side agents get while main agents decode."""
 
+SPENT = 0.8  # of the time that they may take: what they cost beside their steps is not seen
+
 
 class SideShare:
-    """Keeps the main agents at `share` of the speed that they would have alone.
+    """Keeps the main agents at `share` of the speed that they would have alone, or above.
 
     While side agents wait, every step earns them time in proportion to a step alone, and costs
-    what it took longer than that. They are let in as soon as what they would cost is earned, all
-    at once as far as a step stays within `max_gap` times its length: together they are cheaper.
-    The first token goes alone, to learn what one costs.
+    what it took longer than that. A part is never spent, as the others' own steps are slowed too.
+    They are let in as soon as what they would cost is earned, all at once as far as a step stays
+    within `max_gap` times its length: together they are cheaper. The first token goes alone, to
+    learn what one costs.
     """
 
     def __init__(self, share: float, max_gap: float) -> None:
-        self._rate, self._max_extra = 1 / share - 1, max_gap - 1
+        self._rate, self._max_extra = SPENT * (1 / share - 1), max_gap - 1
         self._credit_s = 0.0
         self._alone_s: float | None = None
         self._token_s: float | None = None

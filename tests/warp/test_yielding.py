@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgecortex.config import EngineConfig
 from edgecortex.scheduler import Request, Scheduler
-from edgecortex.yielding import SideShare
+from edgecortex.yielding import SPENT, SideShare
 from tests.simulated import admit, feed, request
 
 ALONE_S = 0.1  # a step of the main agent
@@ -75,16 +75,18 @@ def test_no_step_is_stretched_past_the_gap(share, gap, fixed, token, demand) -> 
 @settings(max_examples=60, deadline=None)
 @given(shares, gaps, costs, token_costs, st.integers(1, 40))
 def test_side_agents_get_what_was_earned(share, gap, fixed, token, wanted) -> None:
-    """Half of it at least, however dear they are, or of what the gap allows in every step: tokens
-    do not divide, and little is saved up. And they never wait for longer than that takes."""
+    """Half of what is spent of it at least, however dear they are, or of what the gap allows in
+    every step: tokens do not divide, and little is saved up. And they never wait for longer than
+    that takes."""
     machine = Machine(SideShare(share, gap), fixed, token)
     for _ in range(1200):
         machine.step(wanted)
     allowed = min(fixed + token * wanted, max(fixed + token, (gap - 1) / 2))
-    due = min(1 / share - 1, allowed) * 600 * ALONE_S
+    earned = SPENT * (1 / share - 1)
+    due = min(earned, allowed) * 600 * ALONE_S
     assert sum(machine.extra_s[600:]) >= 0.49 * due - max(machine.extra_s)
     pauses = [len(run) for run in "".join("x."[not n] for n in machine.counts).split("x")]
-    assert max(pauses) <= 2 + 2 * max(fixed + token, gap - 1, 1) / (1 / share - 1)
+    assert max(pauses) <= 2 + 2 * max(fixed + token, gap - 1, 1) / earned
 
 
 def test_all_of_the_speed_leaves_nothing() -> None:
@@ -97,7 +99,7 @@ def test_nothing_before_the_first_step_alone() -> None:
     assert share.room(4) == 0
     share.observe(0, 0.5, False)  # a prompt is read: how long a step is, it does not say
     assert share.room(4) == 0
-    for _ in range(5):
+    for _ in range(6):
         assert share.room(4) == 0
         share.observe(0, 0.1, True)
     assert share.room(4) == 1  # to learn what one costs
@@ -114,7 +116,8 @@ def test_what_is_done_between_steps_is_paid_back() -> None:
     waited = 0
     while not machine.step(8):
         waited += 1
-    assert 1.0 / (0.25 * ALONE_S) - 5 <= waited <= 1.0 / (0.25 * ALONE_S) + 40
+    steps = 1.0 / (SPENT * 0.25 * ALONE_S)
+    assert steps - 5 <= waited <= steps + 40
 
 
 @settings(max_examples=60, deadline=None)
