@@ -169,9 +169,7 @@ class AgentContexts:
 
     def num_of_others(self, agent: "Agent", ids: Sequence[int]) -> int:
         """How many leading tokens other agents have in blocks in memory."""
-        own = self._contexts.get(agent)
-        others = [context for context in self._resident() if context is not own]
-        return max((self.shared_len(c.token_ids, ids) for c in others), default=0)
+        return max(self._of_others(self._contexts.get(agent), ids).values(), default=0)
 
     def num_on_disk(self, ids: Sequence[int]) -> int:
         """How many leading tokens are stored."""
@@ -235,13 +233,17 @@ class AgentContexts:
     def _resident(self) -> list[Context]:
         return [c for c in self._contexts.values() if not c.attached and not c.base]
 
+    def _of_others(self, context: Context | None, ids: Sequence[int]) -> dict[Context, int]:
+        """How many leading tokens each other resident context has in blocks."""
+        others = (c for c in self._resident() if c is not context)
+        return {c: self.shared_len(c.token_ids, ids) for c in others}
+
     def _share(self, context: Context, wanted: Sequence[int]) -> None:
         """Lets a context begin with another's blocks if that is more than it has."""
         if not self.shares or context.attached or context.base:
             return
-        others = [c for c in self._resident() if c is not context]
-        shared = {c: self.shared_len(c.token_ids, wanted) for c in others}
-        donor = max(others, key=lambda c: shared[c], default=None)
+        shared = self._of_others(context, wanted)
+        donor = max(shared, key=lambda c: shared[c], default=None)
         if donor and shared[donor] > common_prefix_len(context.token_ids, wanted):
             self.pool.share(donor, context, shared[donor])
 
