@@ -6,8 +6,11 @@ SPENT = 0.8  # of the time that they may take: what they cost beside their steps
 class SideShare:
     """Keeps the main agents at `share` of the speed that they would have alone, or above.
 
-    While side agents wait, every step earns them time in proportion to a step alone, and costs
-    what it took longer than that. A part is never spent, as the others' own steps are slowed too.
+    While side agents wait, every step earns them time in proportion to a step alone, and theirs
+    cost what they took longer than that. One without them earns less where it took longer, as
+    theirs slow the others too, but costs nothing: whatever else runs on the machine would make
+    them wait for ever. A part is never spent.
+
     They are let in as soon as what they would cost is earned, all at once as far as a step stays
     within `max_gap` times its length: together they are cheaper. The first token goes alone, to
     learn what one costs.
@@ -46,7 +49,8 @@ class SideShare:
             if num_side:
                 self._token_s = blend(self._token_s, max(extra / num_side, 1e-6), 0.2)
             if decoding and wanted:
-                self._save(self._rate * self._alone_s - extra)
+                earned = self._rate * self._alone_s - extra
+                self._save(earned if num_side or after_side else max(0.0, earned))
             elif not decoding:
                 self._save(self._rate * seconds)
         if decoding and not num_side and not after_side:

@@ -1,6 +1,8 @@
 """How side agents yield: simulated steps that take what a made-up machine would need."""
 
-from collections.abc import Callable
+import itertools
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -24,15 +26,17 @@ class Machine:
     fixed_s: float
     token_s: float
     slower_s: float = 0.0  # by which every step alone is longer than the one before
+    noise: Iterator[float] = field(default_factory=lambda: itertools.repeat(1.0))  # factors
     main_s: float = 0.0
     extra_s: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
 
     def step(self, wanted: int) -> int:
         """Takes a step; returns how many side tokens went along."""
-        alone = ALONE_S + self.slower_s * len(self.counts)
+        factor = next(self.noise)
+        alone = factor * (ALONE_S + self.slower_s * len(self.counts))
         n = self.share.room(wanted)
-        extra = (self.fixed_s + self.token_s * n) * ALONE_S if n else 0.0
+        extra = factor * (self.fixed_s + self.token_s * n) * ALONE_S if n else 0.0
         self.share.observe(n, alone + extra, True)
         self.main_s += alone
         self.extra_s.append(extra)
@@ -87,6 +91,21 @@ def test_side_agents_get_what_was_earned(share, gap, fixed, token, wanted) -> No
     assert sum(machine.extra_s[600:]) >= 0.49 * due - max(machine.extra_s)
     pauses = [len(run) for run in "".join("x."[not n] for n in machine.counts).split("x")]
     assert max(pauses) <= 2 + 2 * max(fixed + token, gap - 1, 1) / earned
+
+
+@pytest.mark.parametrize("same", [1, 5, 40])
+@pytest.mark.parametrize("longest", [1.3, 2.0, 3.0])
+def test_noise_lets_nobody_wait_for_ever(same: int, longest: float) -> None:
+    """Other programs that make steps up to so many times as long, the same for some steps: side
+    agents go on, and the main agent keeps about its share of the speed that it has beside them."""
+    rng = random.Random(same)
+    noise = (x for _ in itertools.count() for x in [rng.uniform(1, longest)] * same)
+    machine = Machine(SideShare(0.8, 2.5), 0.15, 0.08, noise=noise)
+    for _ in range(3000):
+        machine.step(4)
+    for start in range(0, 3000, 500):
+        assert sum(machine.counts[start : start + 500]) >= 80
+    assert machine.main_s / (machine.main_s + sum(machine.extra_s)) >= 0.75
 
 
 def test_all_of_the_speed_leaves_nothing() -> None:
