@@ -28,7 +28,7 @@ def doctor(
         typer.Option(
             "--selftest",
             help="Check instead what this device computes, against plain arithmetic. "
-            "Needs no model; takes up to a minute.",
+            "Needs no model; takes up to a minute, with CUDA minutes the first time.",
         ),
     ] = False,
     device: Annotated[

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import edgecortex
 from edgecortex import blas, paths
+from edgecortex.models.machine import memory_bytes
 
 SLOW_GFLOPS = 10.0
 """Below this a CPU's matmul is not a tuned one; the reference BLAS makes about 2."""
@@ -67,7 +68,7 @@ def examine() -> Examination:
     except ImportError as error:
         remedy = "pip install --force-reinstall 'mlx[cpu]' (a Mac needs only mlx)"
         problems.append(Problem(f"mlx cannot be imported: {error}", remedy))
-    return Examination(device, _memory_bytes(), versions(), live, _folders(), problems)
+    return Examination(device, memory_bytes(), versions(), live, _folders(), problems)
 
 
 def device_name() -> str:
@@ -92,10 +93,6 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # BLAS.

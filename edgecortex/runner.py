@@ -17,7 +17,7 @@ from edgecortex.kv.context import Context, Trace
 from edgecortex.kv.format import FORMATS, KV4, KVFormat
 from edgecortex.kv.plan import StepPlan
 from edgecortex.kv.pool import BlockPool
-from edgecortex.kv.segment import LayerKV, rotate, row_dtype
+from edgecortex.kv.segment import LayerKV, multiplies_quantized, rotate, row_dtype
 from edgecortex.models.adapter import LoadedModel
 from edgecortex.models.machine import this_machine
 
@@ -233,6 +233,8 @@ def measure_dense_from(format: KVFormat, shape: Shape) -> int:
     """
     if format.bits is None:
         return 0
+    if not multiplies_quantized():
+        return 1
     heads, k_dim, v_dim, dtype = shape
     k, v = (mx.random.normal((heads, 1024, dim)).astype(dtype) for dim in (k_dim, v_dim))
     layer = LayerKV.seal(k, v, format)

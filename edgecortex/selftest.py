@@ -58,7 +58,8 @@ class Report:
 
 
 def run(device: str | None = None, progress: Progress = lambda step, done, total: None) -> Report:
-    """Runs every check; takes 10 to 20 seconds on two CPU cores.
+    """Runs every check; takes 10 to 20 seconds on two CPU cores, and minutes with CUDA the first
+    time: MLX compiles its kernels then.
 
     Args:
         device: `cpu` or `gpu`; None for the one that MLX chooses.
@@ -66,9 +67,9 @@ def run(device: str | None = None, progress: Progress = lambda step, done, total
     Raises:
         ConfigError: there is no such device.
     """
-    checks = [(group, *check) for group, made in GROUPS.items() for check in made().items()]
     start, outcomes = time.perf_counter(), []
     with _on(device):
+        checks = [(group, *check) for group, made in GROUPS.items() for check in made().items()]
         for i, check in enumerate(checks):
             progress("checking", i, len(checks))
             outcomes.append(outcome(*check))

@@ -12,7 +12,7 @@ from edgecortex.kv.context import Context
 from edgecortex.kv.format import FORMATS, KVFormat
 from edgecortex.kv.plan import StepPlan
 from edgecortex.kv.pool import BlockPool
-from edgecortex.kv.segment import row_dtype
+from edgecortex.kv.segment import multiplies_quantized, row_dtype
 from edgecortex.plain import Checks, Gap, worst
 
 QUANTIZED, DENSE = 1 << 20, 1  # query rows from which on a run is read back first
@@ -189,17 +189,22 @@ def measure(case: Case) -> Gap:
     return worst(*play.gaps, *(found for found in play.stored if not found.passed))
 
 
+def paths(format: KVFormat) -> dict[str, int]:
+    """Those that a format may take on this device."""
+    both = format.bits is not None and multiplies_quantized()
+    return PATHS if both else {"dense": DENSE}
+
+
 def checks() -> Checks:
     """Every format through both paths, in every dtype; then geometries and windows."""
     cases = {}
     for name, format in FORMATS.items():
         for dtype in (mx.float32, mx.float16, mx.bfloat16):
             kind = str(dtype).removeprefix("mlx.core.")
-            paths = {"dense": DENSE} if format.bits is None else PATHS
-            for path, dense_from in paths.items():
+            for path, dense_from in paths(format).items():
                 cases[f"{name}, {kind}, {path}"] = Case(format, dtype, dense_from)
     for name in ("kv4", "plain4", "fp"):
-        base = Case(FORMATS[name])
+        base = Case(FORMATS[name], dense_from=next(iter(paths(FORMATS[name]).values())))
         cases |= {
             f"{name}, window of 70": replace(base, window=70),
             f"{name}, keys of 192, values of 128": replace(base, k_dim=192, v_dim=128, groups=1),

@@ -10,7 +10,7 @@ from edgecortex import cpu, plain
 from edgecortex.kv.affine import pack, unpack
 from edgecortex.kv.format import FORMATS
 from edgecortex.kv.plan import HIDDEN
-from edgecortex.kv.segment import LayerKV, Stack, rotate
+from edgecortex.kv.segment import LayerKV, Stack, multiplies_quantized, rotate
 from edgecortex.plain import Checks, Gap, worst
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -30,18 +30,16 @@ TF32 = 2**-10
 def mlx_checks() -> Checks:
     """What MLX itself must do right."""
     products = {f"matmul in {name}": partial(_matmul, dtype) for name, dtype in DTYPES.items()}
-    quantized = {
-        f"quantized_matmul, {bits} bits, {name}{turned}": partial(_quantized, bits, dtype, turn)
-        for bits, (name, dtype), (turned, turn) in itertools.product(
-            (4, 8), DTYPES.items(), ((", transposed", True), ("", False))
-        )
+    of_runs = {
+        **_quantized_products("", False),
+        "quantized_matmul of views": _views,
+        "quantized_matmul of keys shared by rows": _broadcast,
     }
     return {
         "float32 products keep ten bits or more": _precision,
         **products,
-        **quantized,
-        "quantized_matmul of views": _views,
-        "quantized_matmul of keys shared by rows": _broadcast,
+        **_quantized_products(", transposed", True),
+        **(of_runs if multiplies_quantized() else {}),
         "hadamard_transform": _hadamard,
         "rotation of heads": _rotation,
         "rope with an array of offsets": _rope,
@@ -49,6 +47,14 @@ def mlx_checks() -> Checks:
         "powers of two": _exp2,
         "rounding to bfloat16": _bfloat16,
         "maxima and sums of rows": _reductions,
+    }
+
+
+def _quantized_products(name: str, transposed: bool) -> Checks:
+    """Weights are multiplied transposed, sealed runs are not."""
+    return {
+        f"quantized_matmul, {bits} bits, {kind}{name}": partial(_quantized, bits, dtype, transposed)
+        for bits, (kind, dtype) in itertools.product((4, 8), DTYPES.items())
     }
 
 

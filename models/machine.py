@@ -1,6 +1,7 @@
 """What decides whether a model fits."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 
@@ -13,11 +14,17 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """The memory of a CUDA device is its own; a CPU's and a Mac's is the machine's."""
-    import mlx.core as mx
-
+    """What MLX computes on here."""
     from edgecortex.models.adapter import compute_dtype
 
-    own = mx.device_info().get("total_memory", 0)
-    shared = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine(int(own) or shared, compute_dtype() is not None)
+    return Machine(memory_bytes(), compute_dtype() is not None)
+
+
+def memory_bytes() -> int:
+    """A CUDA device has memory of its own; a CPU's and a Mac's is the machine's."""
+    with suppress(ImportError):
+        import mlx.core as mx
+
+        if own := mx.device_info().get("total_memory"):
+            return int(own)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
