@@ -17,8 +17,8 @@ from edgecortex.store import files
 
 # One after the other on the engine's thread; `files` covers the three below.
 STAGES = ("match", "allocate", "files", "attach", "first_step")
-# On all reading threads together, in seconds of threads.
-IN_FILES = ("read", "verify", "copy")
+# On all reading threads together, in seconds of threads; `read` covers `open`.
+IN_FILES = ("open", "read", "verify", "copy")
 
 
 class Phases:
@@ -42,6 +42,7 @@ class Phases:
         self._watch(archive.codec, "loading", "allocate")
         self._watch(archive.store, "read_ahead", "files")
         self._watch(archive.store, "read", "files")
+        self._watch(files, "opened", "open")
         self._watch(files, "read_into_buffer", "read")
         self._watch(edgecortex.store.cache, "decode", "verify")
         for name in ("take_block", "take_window", "take_tail"):

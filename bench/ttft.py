@@ -39,8 +39,8 @@ DEFINITIONS = {
     "ttft_s": "from the request's submission to its first token",
     "limit_s": "plain reads of the same files, in the same state of the page cache and a new "
     "process, and one decode step at that length",
-    "match_s … other_s": "one after the other; read_s, verify_s and copy_s are sums over the "
-    "reading threads, within files_s",
+    "match_s … other_s": "one after the other; read_s (with open_s in it), verify_s and copy_s are "
+    "sums over the reading threads, within files_s",
 }
 Times = dict[tuple[str, int, int], list[Row]]  # by state, context tokens, new tokens
 Progress = Callable[[str], None]

@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def store() -> "Iterator[PersistentKVCache]":
-    """The user's store, closed at the end.
+    """The user's store, closed at the end. What goes into it stays within an engine's budget.
 
     Raises:
         StoreError: it cannot be used.
     """
+    from edgecortex.config import EngineConfig
     from edgecortex.store.cache import PersistentKVCache
 
-    found = PersistentKVCache(store_dir())
+    found = PersistentKVCache(store_dir(), EngineConfig.store_max_bytes)
     try:
         yield found
     finally:

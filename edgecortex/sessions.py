@@ -37,12 +37,14 @@ class Restored:
     @property
     def notice(self) -> str:
         """What a user should know, or nothing."""
+        lost = self.num_lost_thoughts
+        without = f", without the {lost} thoughts injected into it" if lost else ""
         if not self.same_model:
-            return "this is another model than the session's: its text is read again"
+            return f"this is another model than the session's: its text is read again{without}"
         if not self.same_format:
-            return "the session's KV has another format: its tokens are read again"
-        if self.num_lost_thoughts:
-            return f"{self.num_lost_thoughts} of the thoughts injected into it could not be read"
+            return f"the session's KV has another format: its tokens are read again{without}"
+        if lost:
+            return f"{lost} of the thoughts injected into it could not be read"
         missing = self.num_tokens - self.num_memory_tokens - self.num_disk_tokens
         if missing > 1:  # the newest token is never stored: it has not been fed yet
             return f"the KV of {missing:,} of its {self.num_tokens:,} tokens is read again"

@@ -121,7 +121,7 @@ class PersistentKVCache:
 
         def ahead() -> None:
             for path in paths:
-                files.will_need(path)
+                files.read_ahead(path)
 
         self._readers.submit(ahead)
 

@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"([0-9]+)-([0-9a-f]+)-[0-9]+")
@@ -88,7 +89,7 @@ def sync_folder(path: Path) -> None:
 def read_into_buffer(path: Path) -> memoryview:
     """A file's bytes in a buffer of this thread, good until its next call: fresh memory for each
     file would take longer than reading it."""
-    with path.open("rb", buffering=0) as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if not hasattr(_buffers, "buffer") or len(_buffers.buffer) < size:
             _buffers.buffer = bytearray(size)
@@ -98,16 +99,19 @@ def read_into_buffer(path: Path) -> memoryview:
     return view[:filled]
 
 
-def will_need(path: Path) -> None:
-    """Asks the system to read a file ahead, where it can be asked."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(fd)
+def opened(path: Path) -> FileIO:
+    """A file to read."""
+    return FileIO(path)
+
+
+def read_ahead(path: Path) -> None:
+    """Has the system read a file before it is needed. A Mac cannot be asked to: there this reads
+    it, for its page cache."""
+    with contextlib.suppress(OSError), FileIO(path) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        else:
+            file.readall()
 
 
 def is_temporary(path: Path) -> bool:

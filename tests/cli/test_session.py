@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgecortex.config import EngineConfig
 from tests.cli.conftest import Cli, Result
 
 JAPAN = "What is the capital of Japan?"
@@ -174,12 +175,28 @@ def test_the_cache_can_be_seen_checked_and_cleared(cli: Cli, bob: Result, own_st
     assert cli("cache", "path").out.strip() == str(own_store)
     stats = json.loads(cli("cache", "stats", "--json").out)
     assert stats["nbytes"] == sum(p.stat().st_size for p in (own_store / "blocks").iterdir())
+    assert stats["max_bytes"] == EngineConfig.store_max_bytes
     assert "held by" in cli("cache", "stats").out
     assert cli("cache", "verify").code == 0
     assert "0.0 MB removed" in cli("cache", "prune", "--to", "0").out
     cli("session", "rm", "bob", "-y")
     assert "0.0 MB" not in cli("cache", "clear", "--yes").out
     assert json.loads(cli("cache", "stats", "--json").out)["nbytes"] == 0
+
+
+def test_pruning_leaves_what_fits(cli: Cli, smollm2: Path, own_store: Path) -> None:
+    """And it is the beginnings that are left."""
+    prompt = " ".join(f"Number {i}." for i in range(150))
+    args = ("run", prompt, "--json", "--model", str(smollm2), "--max-tokens", "1")
+    cli(*args)
+    before = json.loads(cli("cache", "stats", "--json").out)["nbytes"]
+    assert "removed" in cli("cache", "prune", "--to", str(before // 2)).out
+    after = json.loads(cli("cache", "stats", "--json").out)["nbytes"]
+    assert before // 4 < after <= before // 2
+    assert after == sum(path.stat().st_size for path in (own_store / "blocks").iterdir())
+    assert cli("cache", "verify").code == 0
+    found = json.loads(cli(*args).out)
+    assert 128 < found["num_disk_tokens"] < found["num_prompt_tokens"] - 128
 
 
 def test_verify_finds_a_damaged_file(cli: Cli, bob: Result, own_store: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgecortex.errors import StoreError
+from edgecortex.store import files
 from edgecortex.store.cache import PersistentKVCache
 from tests.store.blocks import (
     CHAIN,
@@ -22,6 +23,32 @@ from tests.store.blocks import (
 
 ROOT = Path(__file__).parents[2]
 IN_A_NAMESPACE = ["unshare", "--map-root-user", "--mount"]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_files_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool) -> None:
+    """By asking the system, or, where it cannot be asked, by reading them."""
+    ahead: list[int] = []
+
+    class Watched(files.FileIO):
+        def readall(self) -> bytes:
+            ahead.append(os.fstat(self.fileno()).st_ino)
+            return super().readall()
+
+    def advise(fd: int, *_: int) -> None:
+        ahead.append(os.fstat(fd).st_ino)
+
+    monkeypatch.setattr(files, "FileIO", Watched)
+    if asked:
+        monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+    else:
+        monkeypatch.delattr(os, "posix_fadvise", raising=False)
+    there, gone = entries_of(tokens(1, 40)), entries_of(tokens(2, 40))
+    with opened(tmp_path / "store") as store:
+        store.put(stored(there))
+        store.read_ahead([*gone, *there])
+        store._readers.shutdown()
+        assert ahead == [store.path_of(entry).stat().st_ino for entry in there]
 
 
 def run(what: str, folder: Path, before: tuple[str, ...] = ()) -> str:

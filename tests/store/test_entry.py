@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgecortex.store.entry import Chain, DamagedError, decode, encode, window_of
+from edgecortex.store.entry import Chain, DamagedError, Entry, decode, encode, thought, window_of
 from tests.store.blocks import CHAIN, arrays_of, check_equal, tokens
 
 GOLDEN = Path(__file__).parent / "golden" / "9674bf552914b4d2f1f791a56445edf0.block.safetensors"
@@ -25,6 +25,7 @@ GOLDEN_ARRAYS: dict[str, np.ndarray] = {
 }
 BLOCK = CHAIN.blocks(tokens(1, 12))[0]
 DATA = bytes(encode(BLOCK, arrays_of(BLOCK)))
+KINDS = [BLOCK, window_of(BLOCK), CHAIN.tail(BLOCK.id, [1, 2], 68), thought("t" * 8, CHAIN.root)]
 
 
 def test_a_file_of_this_format_decodes_to_what_was_stored() -> None:
@@ -65,19 +66,24 @@ def test_whatever_is_encoded_decodes_to_the_same(arrays: dict[str, np.ndarray]) 
         check_equal(views, arrays)
 
 
-def test_any_flipped_bit_is_damage() -> None:
-    for i in range(len(DATA)):
+@pytest.mark.parametrize("entry", KINDS, ids=lambda entry: entry.kind)
+def test_any_flipped_bit_is_damage(entry: Entry) -> None:
+    whole = bytes(encode(entry, arrays_of(BLOCK)))
+    assert decode(whole)[0] == entry
+    for i in range(len(whole)):
         for bit in range(8):
-            data = bytearray(DATA)
+            data = bytearray(whole)
             data[i] ^= 1 << bit
             with pytest.raises(DamagedError):
                 decode(data)
 
 
-def test_any_truncation_is_damage() -> None:
-    for length in range(len(DATA)):
+@pytest.mark.parametrize("entry", KINDS, ids=lambda entry: entry.kind)
+def test_any_truncation_is_damage(entry: Entry) -> None:
+    whole = bytes(encode(entry, arrays_of(BLOCK)))
+    for length in range(len(whole)):
         with pytest.raises(DamagedError):
-            decode(DATA[:length])
+            decode(whole[:length])
 
 
 @given(st.binary(min_size=1, max_size=100))

@@ -144,6 +144,18 @@ def test_a_thought_whose_file_is_gone_is_lost_and_said_to_be(folder: Path) -> No
         again.chat("Go on.", limit(4)).text()
 
 
+def test_thoughts_of_another_format_are_said_to_be_lost(folder: Path) -> None:
+    with scripted.engine(SCRIPT, folder=folder) as engine:
+        river = make_river(engine)
+        think(river, "find one")
+        river.save("bob").result()
+    with scripted.engine(SCRIPT, folder=folder, kv_format="kv4") as engine:
+        again, came = engine.restore("bob")
+        assert (came.same_format, came.num_disk_tokens, again.thoughts) == (False, 0, [])
+        assert came.notice.endswith("read again, without the 1 thoughts injected into it")
+        again.chat("Go on.", limit(4)).text()
+
+
 def test_a_session_of_which_nothing_was_read_is_kept_and_spilled(folder: Path) -> None:
     with scripted.engine(SCRIPT, folder=folder, kv_budget_bytes=BUDGET) as engine:
         told = engine.agent(system=NOTES, sampling=limit(6))
