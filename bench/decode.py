@@ -1,6 +1,7 @@
 """How fast many agents decode together, held against mlx-lm on the same weights and BLAS.
 
-Each side runs in a process of its own, in turns: ours, mlx-lm, ours, mlx-lm, …
+Each side runs in a process of its own, in turns: ours, mlx-lm, ours, mlx-lm, … What our agents
+say has to be what the model says: a fast wrong answer does not count.
 """
 
 import json
@@ -9,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from edgecortex.bench.report import Report, Row, make_report, median, spread
-from edgecortex.bench.side import answer
+from edgecortex.bench.side import answer, run
+from edgecortex.errors import EdgeCortexError
 from edgecortex.models import resolve
 
 NUM_STEPS = 48  # that either side times
@@ -21,6 +23,7 @@ SCENARIOS = {
     "mixed16": [1024] + [64] * 15,
 }
 GAP, MIXED = "gap", "mixed16"
+MOST_REGRET = 0.05  # nats a token: KV in 4 bits costs a tenth of it, and a wrong token several
 SLOW = "slow"  # what a side is given to measure all: the gap, and mlx-lm's mixed batch
 
 
@@ -32,14 +35,16 @@ def measure(model: str, repeat: int, progress: Callable[[str], None], slow: bool
             mlx-lm's batch of prompts of unequal length.
 
     Raises:
-        EdgeCortexError: a side failed.
+        EdgeCortexError: a side failed, or ours does not say what the model says.
     """
     path = str(resolve(model))
     rows: list[Row] = []
     for turn in range(repeat):
         for side in ("ours", "mlx_lm"):
             progress(f"{side}, round {turn + 1} of {repeat}")
-            rows += [{"round": turn + 1, "side": side, **row} for row in _run(side, path, slow)]
+            found = _run(side, path, slow)
+            check(path, found)
+            rows += [{"round": turn + 1, "side": side, **row} for row in found]
     settings = {"model": model, "repeat": repeat, "scenarios": SCENARIOS}
     figures = _figures(rows)
     rounds = [_figures([r for r in rows if r["round"] == turn + 1]) for turn in range(repeat)]
@@ -49,6 +54,25 @@ def measure(model: str, repeat: int, progress: Callable[[str], None], slow: bool
 def _run(side: str, path: str, slow: bool) -> list[Row]:
     more = [SLOW] if slow else []
     return list(answer(f"the {side} side", f"bench.decode_{side}", path, *more))
+
+
+def check(path: str, rows: list[Row]) -> None:
+    """Puts into the rows, in the place of what was `said`, how far that is from what the model
+    would say.
+
+    Raises:
+        EdgeCortexError: it is something else.
+    """
+    said = {row["scenario"]: row.pop("said") for row in rows if "said" in row}
+    found = run("said", "regrets", path=path, lengths=SCENARIOS, said=said) if said else {}
+    for row in rows:
+        if row["scenario"] in found:
+            row["regret_nats"] = regret = found[row["scenario"]]
+            if not regret <= MOST_REGRET:
+                raise EdgeCortexError(
+                    f"{row['scenario']}: expected tokens within {MOST_REGRET} nats of the "
+                    f"likeliest ones, got {regret:.2f}: a fast wrong answer does not count"
+                )
 
 
 def _figures(rows: list[Row]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from edgecortex.core import EngineCore
 from edgecortex.kv.context import Context
 from edgecortex.kv.segment import KVSegment
 from edgecortex.models.adapter import load_model
+from edgecortex.scheduler import Request
 
 PERCENTILES = {"median": 50, "p95": 95}
 
@@ -33,33 +34,34 @@ def measurements(path: str, *more: str) -> list[dict[str, Any]]:
 
 
 def _scenario(core: EngineCore, name: str, lengths: list[int]) -> dict[str, Any]:
-    agents = _start(core, lengths)
+    requests = _start(core, lengths)
     core.overhead_s = 0.0
     start = time.perf_counter()
     for _ in range(NUM_STEPS):
         core.step()
     seconds = time.perf_counter() - start
-    row = {
+    row: dict[str, Any] = {
         "scenario": name,
         "tokens_per_s": len(lengths) * NUM_STEPS / seconds,
         "kv_bytes": core.pool.used_bytes,
         "overhead_pct": 100 * core.overhead_s / seconds,
+        "said": [request.generation.token_ids for request in requests],
     }
-    _end(core, agents)
+    _end(core, requests)
     return row
 
 
-def _start(core: EngineCore, lengths: list[int]) -> list[Any]:
+def _start(core: EngineCore, lengths: list[int]) -> list[Request]:
     """Agents that have all said their first word."""
     requests = [ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, lengths)]
     while not all(request.generation.token_ids for request in requests):
         core.step()
-    return [request.agent for request in requests]
+    return requests
 
 
-def _end(core: EngineCore, agents: list[Any]) -> None:
-    for agent in agents:
-        core.release(agent)
+def _end(core: EngineCore, requests: list[Request]) -> None:
+    for request in requests:
+        core.release(request.agent)
     if core.has_work or core.pool.used_bytes:
         raise AssertionError("a scenario left agents behind")
 
@@ -128,7 +130,7 @@ def _gap(core: EngineCore) -> dict[str, Any]:
     beside = []
     while not late.generation.token_ids:
         beside.append(_seconds(core.step))
-    _end(core, [*agents, late.agent])
+    _end(core, [*agents, late])
     row: dict[str, Any] = {"scenario": GAP, "prefill_s": sum(beside)}
     for name, times in (("without", without), ("beside", beside)):
         row |= {f"{name}_{q}_s": float(np.percentile(times, p)) for q, p in PERCENTILES.items()}

@@ -15,7 +15,7 @@ from edgecortex.core import EngineCore
 from edgecortex.kv.blocks import Loading
 from edgecortex.store import files
 
-# One after the other on the engine's thread; `files` covers the three below.
+# One after the other on the engine's thread; `files` covers those below.
 STAGES = ("match", "allocate", "files", "attach", "first_step")
 # On all reading threads together, in seconds of threads; `read` covers `open`.
 IN_FILES = ("open", "read", "verify", "copy")

@@ -234,10 +234,11 @@ class Scheduler:
 
     def observe(self, batch: Sequence[tuple[Request, int]], seconds: float) -> None:
         """Learns from a step: how long decoding takes, and a token of prefill beside it."""
-        main = [n for request, n in batch if not request.side]
+        main = {id(request): n for request, n in batch if not request.side}
         num_side = sum(n for request, n in batch if request.side)
         if main:
-            self.side_share.observe(num_side, seconds, decoding=max(main) == 1)
+            decoding = max(main.values()) == 1
+            self.side_share.observe(num_side, seconds, decoding, frozenset(main))
         if main and num_side:
             return
         shares = [n for _, n in batch]

@@ -38,7 +38,7 @@ class Restored:
     def notice(self) -> str:
         """What a user should know, or nothing."""
         lost = self.num_lost_thoughts
-        without = f", without the {lost} thoughts injected into it" if lost else ""
+        without = f", without the thoughts injected into it ({lost})" if lost else ""
         if not self.same_model:
             return f"this is another model than the session's: its text is read again{without}"
         if not self.same_format:

@@ -1,15 +1,19 @@
 """How much of the machine side agents get while main agents decode."""
 
+from collections.abc import Hashable
+
 SPENT = 0.8  # of the time that they may take: what they cost beside their steps is not seen
+LONGEST = 10.0  # times a step alone: the rest of a longer step is something else's doing
+GOOD_FOR = 64  # steps, after which what one takes without side agents is learnt anew
 
 
 class SideShare:
     """Keeps the main agents at `share` of the speed that they would have alone, or above.
 
-    While side agents wait, every step earns them time in proportion to a step alone, and theirs
-    cost what they took longer than that. One without them earns less where it took longer, as
-    theirs slow the others too, but costs nothing: whatever else runs on the machine would make
-    them wait for ever. A part is never spent.
+    While side agents wait, every step earns them time in proportion to a step alone. Their steps,
+    and the first one after them, cost what they took longer than that. One that comes later earns
+    less where it took longer, as theirs slow it too, but costs nothing: whatever else runs on the
+    machine would make them wait for ever. A part is never spent.
 
     They are let in as soon as what they would cost is earned, all at once as far as a step stays
     within `max_gap` times its length: together they are cheaper. The first token goes alone, to
@@ -19,7 +23,9 @@ class SideShare:
     def __init__(self, share: float, max_gap: float) -> None:
         self._rate, self._max_extra = SPENT * (1 / share - 1), max_gap - 1
         self._credit_s = 0.0
-        self._alone_s: float | None = None
+        self._who: Hashable = None  # decode
+        self._alone_s: float | None = None  # what a step of theirs takes
+        self._num_since = 0  # steps since that was learnt
         self._token_s: float | None = None
         self._had_side = False  # the newest step
         self._wanted = False  # side agents, to have something done
@@ -27,7 +33,7 @@ class SideShare:
     def room(self, wanted: int) -> int:
         """How many tokens of side agents may go into a step of main agents that decode."""
         self._wanted |= wanted > 0
-        if self._alone_s is None or not self._rate:
+        if self._alone_s is None or not self._rate or self._num_since >= GOOD_FOR:
             return 0
         token_s = self._token_s or self._alone_s
         most = int(self._max_extra * self._alone_s / token_s) if self._token_s else 1
@@ -40,21 +46,30 @@ class SideShare:
         self._wanted = not self._rate or self._credit_s < 0
         return not self._wanted
 
-    def observe(self, num_side: int, seconds: float, decoding: bool) -> None:
-        """Learns from a step in which main agents had a part, all of them `decoding` or not."""
+    def observe(self, num_side: int, seconds: float, decoding: bool, who: Hashable = None) -> None:
+        """Learns from a step in which main agents had a part, all of them `decoding` or not.
+
+        Args:
+            who: those main agents. Of others it has to be learnt what a step takes.
+        """
         wanted, self._wanted = self._wanted, False
         after_side, self._had_side = self._had_side, num_side > 0
-        if self._alone_s is not None:
-            extra = seconds - self._alone_s
-            if num_side:
-                self._token_s = blend(self._token_s, max(extra / num_side, 1e-6), 0.2)
-            if decoding and wanted:
-                earned = self._rate * self._alone_s - extra
-                self._save(earned if num_side or after_side else max(0.0, earned))
-            elif not decoding:
-                self._save(self._rate * seconds)
+        if decoding and who != self._who:
+            self._who, self._alone_s = who, None
+        self._num_since += 1
         if decoding and not num_side and not after_side:
             self._learn_alone(seconds, wanted)
+        if self._alone_s is None:
+            return
+        extra = max(0.0, min(seconds, LONGEST * self._alone_s) - self._alone_s)
+        if num_side:
+            least = 0.02 * self._alone_s  # never nothing: whole prompts would come at once
+            self._token_s = blend(self._token_s, max(extra, least) / num_side, 0.2)
+        if decoding and wanted:
+            earned = self._rate * self._alone_s - extra
+            self._save(earned if num_side or after_side else max(0.0, earned))
+        elif not decoding:
+            self._save(self._rate * seconds)
 
     def charge(self, seconds: float) -> None:
         """Takes off what else was done for side agents while main agents waited."""
@@ -63,9 +78,13 @@ class SideShare:
     def _learn_alone(self, seconds: float, wanted: bool) -> None:
         """What a step takes that has no part for side agents. The first one after theirs pays for
         what they left to be put in order, and the others between theirs are slowed by them a
-        little too: those count less where they are long."""
-        longer = self._alone_s is not None and seconds > self._alone_s
-        self._alone_s = blend(self._alone_s, seconds, 0.02 if wanted and longer else 0.2)
+        little too: those count less where they are long. No noise makes a step short."""
+        self._num_since, old = 0, self._alone_s
+        if old is None or seconds < old / 2:
+            self._alone_s = seconds
+            return
+        weight = 0.02 if wanted and seconds > old else 0.2
+        self._alone_s = blend(old, min(seconds, 2 * old), weight)
 
     def _save(self, seconds: float) -> None:
         """What is saved up is bounded: a burst would show as a gap."""

@@ -103,6 +103,7 @@ def _take(store: PersistentKVCache, file: Any, session: Session) -> Moved:
     """Stores a session and what is whole of it, while its name is locked."""
     wanted = {entry.file_name: entry for entry in session.entries()}
     whole = list(_whole(file, wanted))
+    store.index.pin(session.name, store.sessions.keys(session))  # it may fill the store's budget
     nbytes = store.put((entry, partial(_arrays, file, entry)) for entry in whole)
     store.sessions.write(session, partly=True)
     return Moved(session, len(wanted), len(wanted) - len(whole), nbytes)

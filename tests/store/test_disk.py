@@ -41,6 +41,7 @@ def test_files_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a
     monkeypatch.setattr(files, "FileIO", Watched)
     if asked:
         monkeypatch.setattr(os, "posix_fadvise", advise, raising=False)
+        monkeypatch.setattr(os, "POSIX_FADV_WILLNEED", 3, raising=False)
     else:
         monkeypatch.delattr(os, "posix_fadvise", raising=False)
     there, gone = entries_of(tokens(1, 40)), entries_of(tokens(2, 40))

@@ -240,6 +240,18 @@ def test_a_file_takes_a_session_to_another_store(store: PersistentKVCache, tmp_p
     other.close()
 
 
+def test_what_is_imported_fills_no_more_than_is_pinned(
+    store: PersistentKVCache, tmp_path: Path
+) -> None:
+    """A store that is full already keeps it all the same, as it keeps what an agent saves."""
+    kept(store, session())
+    portable.export(store, "bob", tmp_path / "file")
+    full = PersistentKVCache(tmp_path / "other", max_bytes=0)
+    assert portable.import_file(full, tmp_path / "file").num_missing == 0
+    assert stored(full, "bob") == 199
+    full.close()
+
+
 def test_what_is_there_is_not_written_over(store: PersistentKVCache, tmp_path: Path) -> None:
     kept(store, session())
     (tmp_path / "file").write_text("mine")

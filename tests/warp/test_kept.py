@@ -152,7 +152,7 @@ def test_thoughts_of_another_format_are_said_to_be_lost(folder: Path) -> None:
     with scripted.engine(SCRIPT, folder=folder, kv_format="kv4") as engine:
         again, came = engine.restore("bob")
         assert (came.same_format, came.num_disk_tokens, again.thoughts) == (False, 0, [])
-        assert came.notice.endswith("read again, without the 1 thoughts injected into it")
+        assert came.notice.endswith("read again, without the thoughts injected into it (1)")
         again.chat("Go on.", limit(4)).text()
 
 
