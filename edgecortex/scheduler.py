@@ -1,5 +1,6 @@
 """Who runs in the next step, and with how many tokens."""
 
+import itertools
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -61,6 +62,7 @@ class Request:
     forks: set[int] = field(default_factory=set)  # lengths at which what is read is stored
     last_step: int = 0  # in which it had a share
     told_read: bool = False
+    number: int = field(default_factory=itertools.count().__next__)
     refused_at: int | None = None  # the pool's `num_freed` when it had to wait
 
     def __post_init__(self) -> None:
@@ -234,7 +236,7 @@ class Scheduler:
 
     def observe(self, batch: Sequence[tuple[Request, int]], seconds: float) -> None:
         """Learns from a step: how long decoding takes, and a token of prefill beside it."""
-        main = {id(request): n for request, n in batch if not request.side}
+        main = {request.number: n for request, n in batch if not request.side}
         num_side = sum(n for request, n in batch if request.side)
         if main:
             decoding = max(main.values()) == 1

@@ -25,6 +25,7 @@ class SideShare:
         self._credit_s = 0.0
         self._who: Hashable = None  # decode
         self._alone_s: float | None = None  # what a step of theirs takes
+        self._is_first = False  # what was learnt of them
         self._num_since = 0  # steps since that was learnt
         self._token_s: float | None = None
         self._had_side = False  # the newest step
@@ -46,7 +47,7 @@ class SideShare:
         self._wanted = not self._rate or self._credit_s < 0
         return not self._wanted
 
-    def observe(self, num_side: int, seconds: float, decoding: bool, who: Hashable = None) -> None:
+    def observe(self, num_side: int, seconds: float, decoding: bool, who: Hashable) -> None:
         """Learns from a step in which main agents had a part, all of them `decoding` or not.
 
         Args:
@@ -54,22 +55,36 @@ class SideShare:
         """
         wanted, self._wanted = self._wanted, False
         after_side, self._had_side = self._had_side, num_side > 0
-        if decoding and who != self._who:
-            self._who, self._alone_s = who, None
+        others, self._who = decoding and who != self._who, who if decoding else self._who
+        if others and not num_side:
+            self._alone_s = None
         self._num_since += 1
         if decoding and not num_side and not after_side:
             self._learn_alone(seconds, wanted)
-        if self._alone_s is None:
-            return
-        extra = max(0.0, min(seconds, LONGEST * self._alone_s) - self._alone_s)
+        if self._alone_s is not None:
+            self._settle(num_side, seconds, self._alone_s, decoding, wanted, after_side)
+        if others and num_side:  # let in by what the ones before took
+            self._alone_s = None
+
+    def _settle(
+        self,
+        num_side: int,
+        seconds: float,
+        alone_s: float,
+        decoding: bool,
+        wanted: bool,
+        after_side: bool,
+    ) -> None:
+        """Earns or charges what a step has brought."""
+        extra = max(0.0, min(seconds, LONGEST * alone_s) - alone_s)
         if num_side:
-            least = 0.02 * self._alone_s  # never nothing: whole prompts would come at once
+            least = 0.02 * alone_s  # noise hides what they take
             self._token_s = blend(self._token_s, max(extra, least) / num_side, 0.2)
         if decoding and wanted:
-            earned = self._rate * self._alone_s - extra
-            self._save(earned if num_side or after_side else max(0.0, earned))
+            earned = self._rate * alone_s - extra
+            self._save(earned if num_side or after_side else max(0.0, earned), alone_s)
         elif not decoding:
-            self._save(self._rate * seconds)
+            self._save(self._rate * seconds, alone_s)
 
     def charge(self, seconds: float) -> None:
         """Takes off what else was done for side agents while main agents waited."""
@@ -78,17 +93,19 @@ class SideShare:
     def _learn_alone(self, seconds: float, wanted: bool) -> None:
         """What a step takes that has no part for side agents. The first one after theirs pays for
         what they left to be put in order, and the others between theirs are slowed by them a
-        little too: those count less where they are long. No noise makes a step short."""
-        self._num_since, old = 0, self._alone_s
-        if old is None or seconds < old / 2:
+        little too: those count less where they are long. No noise makes a step short. The first
+        one of all is longer for what was done before it: there has to be a second one soon."""
+        old, is_second = self._alone_s, self._is_first
+        self._is_first, self._num_since = old is None, GOOD_FOR - 2 if old is None else 0
+        if old is None or seconds < (old if is_second else old / 2):
             self._alone_s = seconds
             return
         weight = 0.02 if wanted and seconds > old else 0.2
         self._alone_s = blend(old, min(seconds, 2 * old), weight)
 
-    def _save(self, seconds: float) -> None:
+    def _save(self, seconds: float, alone_s: float) -> None:
         """What is saved up is bounded: a burst would show as a gap."""
-        most = max(1.0, self._max_extra) * (self._alone_s or 0.0)
+        most = max(1.0, self._max_extra) * alone_s
         self._credit_s = min(self._credit_s + seconds, max(most, self._token_s or 0.0))
 
 

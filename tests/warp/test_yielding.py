@@ -26,6 +26,7 @@ class Machine:
     fixed_s: float
     token_s: float
     slower_s: float = 0.0  # by which every step alone is longer than the one before
+    who: int = 0
     noise: Iterator[float] = field(default_factory=lambda: itertools.repeat(1.0))  # factors
     alone_s: list[float] = field(default_factory=list)
     extra_s: list[float] = field(default_factory=list)
@@ -37,7 +38,7 @@ class Machine:
         alone = factor * (ALONE_S + self.slower_s * len(self.counts))
         n = self.share.room(wanted)
         extra = factor * (self.fixed_s + self.token_s * n) * ALONE_S if n else 0.0
-        self.share.observe(n, alone + extra, True)
+        self.share.observe(n, alone + extra, True, self.who)
         self.alone_s.append(alone)
         self.extra_s.append(extra)
         self.counts.append(n)
@@ -156,6 +157,38 @@ def test_of_other_main_agents_it_is_learnt_anew() -> None:
     assert 0 < with_side <= 0.25 * 200 / 2
 
 
+@pytest.mark.parametrize("times", [1.0, 1.5, 2.5, 4.0, 50.0])
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 8, 66, 100, 400])
+@pytest.mark.parametrize("wanted", [4, 16])
+def test_main_agents_that_come_and_go_keep_their_share(
+    times: float, every: int, wanted: int
+) -> None:
+    """Where the first step of each is so many times as long."""
+    noise = (times if i % every == 0 else 1.0 for i in itertools.count())
+    machine = Machine(SideShare(0.8, 2.5), 0.15, 0.08, noise=noise)
+    for i in range(3000):
+        machine.who = i // every
+        machine.step(wanted)
+    assert kept(machine) >= 0.76
+    assert sum(machine.counts) >= 300
+
+
+def test_a_scheduler_tells_who_decodes() -> None:
+    """A main agent of ten times the speed follows another that side agents were measured beside."""
+    scheduler = Scheduler(EngineConfig(kv_format="fp"), admit, lambda request: False)
+    for _ in range(8):
+        scheduler.add(request(40, 2000, True, priority=1))
+    lost = []
+    for speed in (1.0, 0.1):
+        main = request(1, 400)
+        scheduler.add(main)
+        steps = simulate(scheduler, 400, lambda n, side, s=speed: s * affine(n, side))
+        lost.append(sum(took for *_, took in steps) / (speed * ALONE_S * len(steps)))
+        assert main.generation.stats.finish_reason or len(main.generation.token_ids) >= 399
+        scheduler.remove(main)
+    assert all(times <= 1 / 0.78 for times in lost)
+
+
 def _step(share: SideShare, alone: float) -> int:
     """One in which side agents cost twice what the main one takes."""
     n = share.room(4)
@@ -171,13 +204,13 @@ def test_all_of_the_speed_leaves_nothing() -> None:
 def test_nothing_before_the_first_step_alone() -> None:
     share = SideShare(0.8, 2.5)
     assert share.room(4) == 0
-    share.observe(0, 0.5, False)  # a prompt is read: how long a step is, it does not say
+    share.observe(0, 0.5, False, "it")  # a prompt is read: how long a step is, it does not say
     assert share.room(4) == 0
     for _ in range(5):
         assert share.room(4) == 0
-        share.observe(0, 0.1, True)
+        share.observe(0, 0.1, True, "it")
     assert share.room(4) == 1  # to learn what one costs
-    share.observe(1, 0.11, True)
+    share.observe(1, 0.11, True, "it")
     assert share.room(4) == 4
 
 
