@@ -133,6 +133,25 @@ def test_blocks_deleted_under_a_live_session_are_written_again(engine: Engine) -
     assert found["num_stored"] == found["num_kv_tokens"] > 150
 
 
+def test_an_agent_whose_spilled_blocks_are_deleted_reads_again(
+    engine: Engine, smollm2: Path
+) -> None:
+    """It says what it would have said; so do those that had to make room for it."""
+    with Engine.load(str(smollm2), config=EngineConfig(use_store=False)) as roomy:
+        agent, _ = first_answer(roomy, 0)
+        expected = agent.chat("Say more.").text()
+    agents = [first_answer(engine, number)[0] for number in range(10)]
+    assert engine.call(lambda: engine.core.contexts.get(agents[0])) is None
+    engine.call(lambda: engine.core.contexts.archive.wait())
+    for path in engine.store.blocks.iterdir():
+        path.unlink()
+    answer = agents[0].chat("Say more.")
+    assert answer.text() == expected
+    assert answer.stats.num_cached_tokens < 100 < answer.stats.num_prompt_tokens
+    assert all(agent.chat("Say more.").text() for agent in agents[1:])
+    assert engine.store.verify().damaged == []
+
+
 def test_a_sliding_window_goes_on_from_where_a_prompt_ended(gemma3: Path, tmp_path: Path) -> None:
     config = EngineConfig(store_path=tmp_path)
     prompt = english()[:3500]
