@@ -15,10 +15,8 @@ from edgecortex.errors import ConfigError
 from edgecortex.kv import affine, attention, batch, plan, segment
 from edgecortex.kv.batch import BatchQuantizedKVCache
 from edgecortex.kv.blocks import Loading
-from edgecortex.kv.format import FORMATS
 from edgecortex.models.adapter import LoadedModel
 from edgecortex.plain import Gap
-from edgecortex.runner import measure_dense_from
 
 Patch = pytest.MonkeyPatch
 
@@ -399,21 +397,3 @@ def test_nothing_is_left_behind(home: Path, tmp_path: Path, monkeypatch: Patch) 
         assert selftest.outcome(group, name, selftest.GROUPS[group]()[name]).passed
     assert list(tmp_path.iterdir()) == []
     assert not home.exists()
-
-
-def test_with_cuda_sealed_runs_are_read_back_first(monkeypatch: Patch) -> None:
-    """As if it were there: nothing multiplies them as they are stored, nor is that checked."""
-    shape = (2, 64, 64, mx.float32)
-    monkeypatch.setattr(mx.cuda, "is_available", lambda: False)
-    assert measure_dense_from(FORMATS["kv4"], shape) > 1
-    stored = {"quantized_matmul of views", "quantized_matmul, 4 bits, float32"}
-    assert stored <= set(selftest.GROUPS["mlx"]())
-    monkeypatch.setattr(segment, "on_cpu", lambda: False)
-    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
-    assert measure_dense_from(FORMATS["kv4"], shape) == 1
-    checks = selftest.GROUPS["mlx"]() | selftest.GROUPS["attention"]()
-    left = [name for name in checks if "quantized_matmul" in name]
-    assert left == [name for name in left if name.endswith("transposed")] != []
-    monkeypatch.delattr(segment, "_quantized")
-    measured = selftest.outcome("attention", "kv4", checks["kv4, window of 70"])
-    assert measured.passed

@@ -2,8 +2,10 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -173,8 +175,16 @@ def test_main_agents_that_come_and_go_keep_their_share(
     assert sum(machine.counts) >= 300
 
 
-def test_a_scheduler_tells_who_decodes() -> None:
+def test_a_scheduler_tells_who_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A main agent of ten times the speed follows another that side agents were measured beside."""
+    told: list[Hashable] = []
+    observe = SideShare.observe
+
+    def observed(share: SideShare, side: int, seconds: float, decoding: bool, who: Any) -> None:
+        told.append(who)
+        observe(share, side, seconds, decoding, who)
+
+    monkeypatch.setattr(SideShare, "observe", observed)
     scheduler = Scheduler(EngineConfig(kv_format="fp"), admit, lambda request: False)
     for _ in range(8):
         scheduler.add(request(40, 2000, True, priority=1))
@@ -187,6 +197,9 @@ def test_a_scheduler_tells_who_decodes() -> None:
         assert main.generation.stats.finish_reason or len(main.generation.token_ids) >= 399
         scheduler.remove(main)
     assert all(times <= 1 / 0.78 for times in lost)
+    (first, num_first), (second, num_second) = ((k, len(list(v))) for k, v in groupby(told))
+    assert first != second
+    assert min(num_first, num_second) >= 399
 
 
 def _step(share: SideShare, alone: float) -> int:
