@@ -9,7 +9,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-WORTH_WAITING = 1 << 13  # elements: from here on the wait for `x` costs less than it saves
+WORTH_WAITING = 1 << 15  # elements: from here on the wait for `x` costs less than it saves
 WORTH_SHARING = 1 << 18  # elements of a matrix: from here on two streams are faster than one
 WORTH_HELP = 1 << 20  # scores: from here on a second core is worth the threads' taking turns
 CACHED = 1 << 18  # scores that a core goes through at a time, while its cache holds them

@@ -135,6 +135,7 @@ def make_pool(
         sum(_row_nbytes(format, shape) for shape in shapes),
         max_bytes,
         measure_dense_from(format, shapes[0]),
+        measure_keeps_read_back(format, shapes[0]),
     )
 
 
@@ -236,22 +237,43 @@ def measure_dense_from(format: KVFormat, shape: Shape) -> int:
         return 0
     if not multiplies_quantized():
         return 1
-    heads, k_dim, v_dim, dtype = shape
-    k, v = (mx.random.normal((heads, 1024, dim)).astype(dtype) for dim in (k_dim, v_dim))
-    layer = LayerKV.seal(k, v, format)
-    mx.eval(layer.k, layer.v)
+    layer = _measured_run(format, shape)
     rows = 2
     while rows < 256:
-        q = mx.zeros((heads, rows, k_dim), dtype)
-        seconds = [(_seconds(layer, q, True), _seconds(layer, q, False)) for _ in range(5)]
-        dense, quantized = map(min, zip(*seconds, strict=True))
+        dense, quantized = (_seconds(layer, shape, rows, way) for way in (True, False))
         if dense < quantized:
             break
         rows *= 2
     return rows
 
 
-def _seconds(layer: LayerKV, q: mx.array, dense: bool) -> float:
-    start = time.perf_counter()
-    mx.eval(layer.weighted(layer.scores(q, dense), dense))
-    return time.perf_counter() - start
+def measure_keeps_read_back(format: KVFormat, shape: Shape) -> bool:
+    """Whether a few query rows are multiplied twice as fast by a run that has been read back as by
+    one that is stored, measured as above."""
+    if format.bits is None:
+        return False
+    layer, few = _measured_run(format, shape), 4
+    stored = _seconds(layer, shape, few, dense=not multiplies_quantized())
+    back = layer.read_back(shape[3], shape[1])
+    mx.eval(back.arrays())
+    return 2 * _seconds(back, shape, few, dense=True) < stored
+
+
+def _measured_run(format: KVFormat, shape: Shape) -> LayerKV:
+    heads, k_dim, v_dim, dtype = shape
+    k, v = (mx.random.normal((heads, 1024, dim)).astype(dtype) for dim in (k_dim, v_dim))
+    layer = LayerKV.seal(k, v, format)
+    mx.eval(layer.k, layer.v)
+    return layer
+
+
+def _seconds(layer: LayerKV, shape: Shape, num_rows: int, dense: bool) -> float:
+    """That attention of so many rows over a run takes at best."""
+    heads, dim, _, dtype = shape
+    q = mx.zeros((heads, num_rows, dim), dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        mx.eval(layer.weighted(layer.scores(q, dense), dense))
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -15,7 +15,8 @@ import numpy as np
 
 from edgecortex.cpu import by_halves, exp2
 
-FEW_ROWS = 24
+FEW_ROWS = 8  # multiplied block by block
+SOME_ROWS = 32
 BLOCKS = (64, 32, 16)  # weight rows
 MOST_SMALL = 1_000_000  # multiplications: OpenBLAS's own limit
 
@@ -43,7 +44,9 @@ def multiply(x: mx.array, weight: mx.array) -> mx.array:
     """x (…, in) times the transposed weight (out, in): (…, out)."""
     num_rows, (out, width) = x.size // x.shape[-1], weight.shape
     block = next((b for b in BLOCKS if out % b == 0 and b * num_rows * width <= MOST_SMALL), 0)
-    if num_rows > FEW_ROWS or not block:
+    if FEW_ROWS < num_rows <= SOME_ROWS:
+        return (weight @ x.reshape(num_rows, width).T).T.reshape(*x.shape[:-1], out)
+    if num_rows > SOME_ROWS or not block:
         return x @ weight.T
     blocks = weight.reshape(-1, block, width).swapaxes(-1, -2)
     rows = x.reshape(1, num_rows, width)

@@ -12,6 +12,7 @@ from edgecortex.kv.context import Context
 from edgecortex.kv.format import KVFormat
 from edgecortex.kv.past import Past
 from edgecortex.kv.plan import BlockView, DecodeView, RunView, SpanView, StepPlan
+from edgecortex.kv.readback import ReadBacks
 from edgecortex.kv.segment import LayerKV, rotate, rounded, row_dtype
 from edgecortex.kv.stacks import Stacks
 
@@ -28,12 +29,20 @@ class BatchQuantizedKVCache:
     Every token of a step is a batch row: keys arrive as (T, n_kv_heads, 1, head_dim).
 
     A slab is (slots, n_kv_heads, row, head_dim), a row being an agent's sinks and its unsealed
-    tokens. Runs with at least `dense_from` query rows are read back and multiplied densely.
+    tokens. Runs with at least `dense_from` query rows are read back and multiplied densely; those
+    that `read_backs` keeps are in any case.
     """
 
-    def __init__(self, format: KVFormat, layer: int, window: int | None, dense_from: int) -> None:
+    def __init__(
+        self,
+        format: KVFormat,
+        layer: int,
+        window: int | None,
+        dense_from: int,
+        read_backs: ReadBacks,
+    ) -> None:
         self.format, self.layer, self.window = format, layer, window
-        self.dense_from = dense_from
+        self.dense_from, self._read_backs = dense_from, read_backs
         self.num_slots = 0
         self.num_attended = 0
         self.sealed: dict[Context, LayerKV] = {}
@@ -196,14 +205,16 @@ class BatchQuantizedKVCache:
         row_k, row_v = self.arrays()
         chosen = slice(view.slots.shape[0]) if view.in_order else view.slots
         row_k, row_v = (x[chosen].astype(q.dtype) for x in (row_k, row_v))
-        runs = [self._run(run, q.shape[2]) for run in view.runs]
+        runs = [self._run(run, q) for run in view.runs]
         return attention.decode(q, row_k, row_v, view.row_mask, runs, view.merge_index)
 
-    def _run(self, view: RunView, groups: int) -> Run:
+    def _run(self, view: RunView, q: mx.array) -> Run:
+        groups, head_dim = q.shape[2:]
         stacked = len(view.segments) > 1
         num_rows = groups if stacked else groups * len(view.rows)
         segments = view.segments
         layer = self._stacks.of(segments) if stacked else segments[0].layers[self.layer]
+        layer = self._read_backs.of(layer, q.dtype, head_dim)
         return Run(layer, view.chosen, view.mask, stacked, num_rows >= self.dense_from)
 
     def _prefill(self, q: mx.array, view: SpanView) -> mx.array:

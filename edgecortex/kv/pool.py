@@ -13,6 +13,7 @@ from edgecortex.kv.batch import BatchQuantizedKVCache
 from edgecortex.kv.context import Attachment, Context
 from edgecortex.kv.format import KVFormat
 from edgecortex.kv.plan import DecodeView, SpanView, StepPlan
+from edgecortex.kv.readback import ReadBacks
 from edgecortex.kv.segment import KVSegment
 
 
@@ -27,6 +28,7 @@ class BlockPool:
         token_nbytes: per layer the bytes of one sealed token.
         row_nbytes: bytes of one agent's full-precision row over all layers.
         max_bytes: the budget.
+        dense_from, keeps_read_back: how sealed runs are multiplied: see the cache.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class BlockPool:
         row_nbytes: int,
         max_bytes: int,
         dense_from: int,
+        keeps_read_back: bool = False,
     ) -> None:
         self.format, self.windows, self.max_bytes = format, list(windows), max_bytes
+        self.read_backs = ReadBacks(keeps_read_back)
         self.caches = [
-            BatchQuantizedKVCache(format, layer, window, dense_from)
+            BatchQuantizedKVCache(format, layer, window, dense_from, self.read_backs)
             for layer, window in enumerate(windows)
         ]
         self.slides = any(window is not None for window in windows)
@@ -257,7 +261,8 @@ class BlockPool:
     def begin(self, plan: StepPlan) -> None:
         """Prepares every layer for a forward pass."""
         views: dict[int | None, tuple[DecodeView | None, list[SpanView]]] = {}
-        keep_past = self._keeps_past(plan)
+        keep_past = books.has_room_for_past(self, plan)
+        self.read_backs.begin(self.max_bytes, self.free_bytes)
         for cache in self.caches:
             if cache.window not in views:
                 at = (self.format, cache.layer, cache.window)
@@ -265,13 +270,6 @@ class BlockPool:
                 single = DecodeView.build(contexts, *at) if contexts else None
                 views[cache.window] = single, [SpanView.build(s, *at) for s in plan.spans]
             cache.begin(plan, *views[cache.window], keep_past)
-
-    def _keeps_past(self, plan: StepPlan) -> bool:
-        """Whether spans that share a step with decoding agents, and so come in small shares,
-        keep their past read back: if there is room for it."""
-        num_tokens = sum(share.context.num_own + share.num_tokens for share in plan.spans)
-        nbytes = num_tokens * self.row_nbytes // self.format.row
-        return bool(plan.singles) and nbytes <= self.free_bytes
 
     def commit(self, plan: StepPlan) -> None:
         """Counts the fed tokens and attaches what the step sealed."""

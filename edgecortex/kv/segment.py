@@ -14,7 +14,7 @@ import mlx.core as mx
 from edgecortex.cpu import by_halves, on_cpu
 from edgecortex.errors import ConfigError
 from edgecortex.kv.affine import pack, unpack
-from edgecortex.kv.format import KVFormat
+from edgecortex.kv.format import FORMATS, KVFormat
 
 Parts = tuple[mx.array, ...]
 
@@ -172,6 +172,13 @@ class LayerKV:
         )
         v = tuple(mx.concatenate(list(pair), axis=-2) for pair in zip(self.v, later.v, strict=True))
         return LayerKV(self.format, k, v, self.v_dim)
+
+    def read_back(self, dtype: mx.Dtype, head_dim: int) -> "LayerKV":
+        """The same run in full precision, still rotated."""
+        parts = (self.columns(dtype, head_dim),), (self.values(dtype),)
+        back = LayerKV(FORMATS["fp"], *parts, self.v_dim)
+        back.bias = self.bias
+        return back
 
     def copied(self) -> "LayerKV":
         """The same run in arrays of its own."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecortex import cpu
-from edgecortex.kv import attention
+from edgecortex.kv import attention, readback
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import FORMATS, KVFormat
 from edgecortex.kv.plan import StepPlan
@@ -23,17 +23,17 @@ from edgecortex.kv.segment import LayerKV, rotate
 TOLERANCE = 2e-4
 
 
-SIZES = [(cpu.WORTH_SHARING, attention.PIECE), (0, 100)]
+SIZES = [(cpu.WORTH_SHARING, attention.PIECE, readback.AFTER), (0, 100, 0)]
 
 
 @pytest.fixture(scope="module", autouse=True, params=SIZES, ids=["whole", "parts"])
 def sizes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Large products are shared by two CPU streams, and long contexts are read in pieces: here
-    none is, then every one."""
-    before = cpu.WORTH_SHARING, attention.PIECE
-    cpu.WORTH_SHARING, attention.PIECE = request.param
+    """Large products are shared by two CPU streams, long contexts are read in pieces, and runs
+    that are used again are kept read back: here none is, then every one."""
+    before = cpu.WORTH_SHARING, attention.PIECE, readback.AFTER
+    cpu.WORTH_SHARING, attention.PIECE, readback.AFTER = request.param
     yield
-    cpu.WORTH_SHARING, attention.PIECE = before
+    cpu.WORTH_SHARING, attention.PIECE, readback.AFTER = before
 
 
 @dataclass
@@ -45,6 +45,7 @@ class Geometry:
     window: int | None
     format: KVFormat
     dense_from: int
+    kept: bool
 
 
 @dataclass
@@ -99,7 +100,7 @@ def expected(geometry: Geometry, ref: Reference, index: int, q: np.ndarray) -> n
 def make_pool(geometry: Geometry) -> BlockPool:
     g = geometry
     row = g.heads * g.format.row * (g.k_dim + g.v_dim) * (2 if g.format.bits else 4)
-    return BlockPool(g.format, [g.window], [1.0], row, 1 << 40, g.dense_from)
+    return BlockPool(g.format, [g.window], [1.0], row, 1 << 40, g.dense_from, g.kept)
 
 
 def run_step(
@@ -150,6 +151,7 @@ geometries = st.builds(
         [*FORMATS.values(), replace(FORMATS["kv4"], name="no sinks", num_sinks=0)]
     ),
     dense_from=st.sampled_from([1, 1000]),
+    kept=st.booleans(),
 )
 actions = st.lists(
     st.one_of(
@@ -194,9 +196,10 @@ def test_any_mix_equals_the_reference(geometry, actions, seed):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("window", [None, 200])
-def test_many_single_steps_over_a_shared_prefix(name, window):
+@pytest.mark.parametrize("kept", [False, True])
+def test_many_single_steps_over_a_shared_prefix(name, window, kept):
     """Decoding across several seals, forks sharing a prefix, in every format."""
-    geometry = Geometry(2, 3, 64, 64, window, FORMATS[name], 1000)
+    geometry = Geometry(2, 3, 64, 64, window, FORMATS[name], 1000, kept)
     rng, pool = np.random.default_rng(7), make_pool(geometry)
     parent = pool.open()
     refs = {parent: Reference()}
@@ -208,12 +211,13 @@ def test_many_single_steps_over_a_shared_prefix(name, window):
         feed = [(context, 1) for context in refs if step % 7 or context is not parent]
         run_step(geometry, pool, refs, feed, rng)
         pool.check()
+    assert (pool.read_backs.nbytes > 0) == (kept and geometry.format.bits is not None)
 
 
 @pytest.mark.parametrize("cuts", [[300], [1] * 20 + [280], [3, 61, 64, 65, 1, 1, 105], [150, 150]])
 def test_result_does_not_depend_on_how_a_prompt_is_cut(cuts):
     """Which keys are quantized follows from positions alone."""
-    geometry = Geometry(2, 3, 64, 64, None, FORMATS["kv4"], 1000)
+    geometry = Geometry(2, 3, 64, 64, None, FORMATS["kv4"], 1000, False)
     g, rng = geometry, np.random.default_rng(3)
     total = sum(cuts)
     q, k, v = (
