@@ -45,6 +45,14 @@ def by_halves(product: Callable[[slice], mx.array], length: int, size: int) -> m
     return mx.concatenate([first, rest])
 
 
+def aside(product: Callable[[], tuple[mx.array, ...]]) -> tuple[mx.array, ...]:
+    """A product that may be worked out beside what else is wanted: on a CPU, by another core."""
+    if not on_cpu():
+        return product()
+    with mx.stream(_streams.second):
+        return product()
+
+
 def exp2(x: mx.array) -> mx.array:
     """2 ** x elementwise. `x` must be a fresh result that nobody else reads: it may be
     overwritten.

@@ -6,6 +6,9 @@ SmolLM2-135M that takes an eighth off the divergence from full precision.
 """
 
 import mlx.core as mx
+import numpy as np
+
+from edgecortex.cpu import on_cpu
 
 Packed = tuple[mx.array, mx.array, mx.array]
 _SMALLEST = 1e-4  # of a scale: fp16 holds it with ten bits
@@ -27,9 +30,24 @@ def pack(x: mx.array, group_size: int, bits: int) -> Packed:
 def unpack(packed: tuple[mx.array, ...], group_size: int, bits: int, dtype: mx.Dtype) -> mx.array:
     """The values read back, (…, L)."""
     words, scales, biases = packed
-    return mx.dequantize(
-        words, scales.astype(dtype), biases.astype(dtype), group_size=group_size, bits=bits
-    )
+    scales, biases = scales.astype(dtype), biases.astype(dtype)
+    if on_cpu() and dtype == mx.float32 and bits == 4:
+        return _unpack_on_cpu(words, scales, biases, group_size)
+    return mx.dequantize(words, scales, biases, group_size=group_size, bits=bits)
+
+
+def _unpack_on_cpu(
+    words: mx.array, scales: mx.array, biases: mx.array, group_size: int
+) -> mx.array:
+    """The same, at once: numpy takes a sixth to a half of MLX's time for it."""
+    mx.eval(words, scales, biases)
+    pairs = np.array(words, copy=False).view(np.uint8)
+    values = np.empty((*pairs.shape, 2), np.float32)
+    values[..., 0], values[..., 1] = pairs & 15, pairs >> 4
+    groups = values.reshape(*scales.shape, group_size)
+    groups *= np.array(scales, copy=False)[..., None]
+    groups += np.array(biases, copy=False)[..., None]
+    return mx.array(values.reshape(*pairs.shape[:-1], -1))
 
 
 def _fitted(groups: mx.array, top: int) -> tuple[mx.array, mx.array]:

@@ -150,13 +150,24 @@ class BatchQuantizedKVCache:
     ) -> None:
         """Sets what the coming forward pass feeds and what it sees.
 
-        `keep_past` says that what the spans read back is kept for their next share.
+        `keep_past` says that what the spans read back is kept for their next share, also where a
+        step without any comes in between.
         """
         self._plan, self._decode_view, self._span_views = plan, decode_view, span_views
         self.sealed = {}
-        spans = [view.span.context for view in span_views] if keep_past else []
-        self._kept = {context: self._kept.get(context) or Past() for context in spans}
+        reading = [view.span.context for view in span_views] or self._waiting(plan)
+        reading = reading if keep_past else []
+        self._kept = {context: self._kept.get(context) or Past() for context in reading}
         self._stacks.begin()
+
+    def _waiting(self, plan: StepPlan) -> list[Context]:
+        """Whose prompt is not read to its end."""
+        decoding = {share.context for share in plan.singles}
+        return [context for context in self._kept if context not in decoding]
+
+    def forget(self, context: Context) -> None:
+        """Lets go of what a context keeps beside its row and its segments."""
+        self._kept.pop(context, None)
 
     def attend(self, q: mx.array, scale: float) -> mx.array:
         """q (T, n_heads, 1, head_dim) over all that each row sees: (T, n_heads, 1, v_head_dim).

@@ -111,12 +111,11 @@ class BlockPool:
 
     def close(self, context: Context) -> None:
         """Frees a context's row and its references."""
-        self.num_freed += 1
+        self._stop(context)
         for segment in context.segments:
             self._drop(segment)
         context.segments = []
         self._by_slot[context.slot] = None
-        self._reserved.pop(context, None)
         self._idle.pop(context, None)
         if len(self.contexts()) <= len(self._by_slot) // 2:
             self._repack()
@@ -214,10 +213,8 @@ class BlockPool:
     # Admission.
 
     def acquire(self, context: Context, num_tokens: int) -> bool:
-        """Takes a context into use and promises room up to `num_tokens` own tokens.
-
-        Lets go of idle contexts, the oldest first, if that makes room. False if there is none now.
-        """
+        """Takes a context into use and promises room up to `num_tokens` own tokens; lets go of idle
+        ones, the oldest first, if that makes room. False if there is none now."""
         self._idle.pop(context, None)
         self._reserved.pop(context, None)
         if self.growth(context, num_tokens) > self.free_bytes:
@@ -240,10 +237,15 @@ class BlockPool:
 
     def release(self, context: Context) -> None:
         """Puts a context to rest: it keeps its KV until room is needed."""
-        self.num_freed += 1
-        self._reserved.pop(context, None)
+        self._stop(context)
         self._idle[context] = None
         self._idle.move_to_end(context)
+
+    def _stop(self, context: Context) -> None:
+        self.num_freed += 1
+        self._reserved.pop(context, None)
+        for cache in self.caches:
+            cache.forget(context)
 
     @contextmanager
     def kept(self, context: Context) -> Iterator[None]:

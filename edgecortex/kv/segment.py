@@ -7,11 +7,11 @@ format rotates, all three come rotated already.
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 
 import mlx.core as mx
 
-from edgecortex.cpu import by_halves, on_cpu
+from edgecortex.cpu import aside, by_halves, on_cpu
 from edgecortex.errors import ConfigError
 from edgecortex.kv.affine import pack, unpack
 from edgecortex.kv.format import FORMATS, KVFormat
@@ -104,8 +104,8 @@ class LayerKV:
             v = mx.pad(v, [(0, 0), (0, 0), (0, padded - v_dim)])
         if format.key_axis == "token":
             keys = _pad_last(keys, format.group_size)
-        packed = pack(keys, format.group_size, format.bits), pack(v, group, format.bits)
-        return cls(format, *packed, v_dim)
+        packed = pack(keys, format.group_size, format.bits)
+        return cls(format, packed, aside(partial(pack, v, group, format.bits)), v_dim)
 
     @property
     def num_tokens(self) -> int:

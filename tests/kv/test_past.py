@@ -1,13 +1,20 @@
 """What prompts read back of sealed runs, in whatever pieces."""
 
+from collections.abc import Iterator
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgecortex.config import EngineConfig
 from edgecortex.kv.attention import cut
 from edgecortex.kv.past import STEP, Past
+from edgecortex.runner import ModelRunner
+from tests import tiny
+
+IDS = [3 + (7 * i * i + 5 * i) % 90 for i in range(100)]
 
 
 def run(length: int, seed: int) -> tuple[mx.array, mx.array]:
@@ -53,3 +60,58 @@ def test_nothing_is_cut_from_nothing() -> None:
     assert cut([], 0, 0) == []
     with pytest.raises(AssertionError):
         Past().keys_and_values()
+
+
+@pytest.fixture
+def runner() -> Iterator[ModelRunner]:
+    runner = ModelRunner(tiny.make("llama"), EngineConfig(kv_format="kv4"))
+    yield runner
+    runner.pool.check()
+
+
+def held(runner: ModelRunner) -> list[int]:
+    """Tokens that each context's past has, in the first layer."""
+    return [past.num_tokens for past in runner.pool.caches[0]._kept.values()]
+
+
+def test_past_is_kept_from_share_to_share(runner: ModelRunner) -> None:
+    speaks, reads = runner.pool.open(), runner.pool.open()
+    runner.run([(speaks, [5, 6])])
+    for num_sealed in (0, 64, 64, 128, 192):
+        runner.run([(speaks, [7]), (reads, [8] * 40)])
+        assert held(runner) == [num_sealed]
+        runner.run([(speaks, [7])])  # a step without a share in between
+        assert held(runner) == [num_sealed]
+    runner.run([(speaks, [7]), (reads, [9])])
+    assert held(runner) == []
+
+
+def test_past_goes_with_who_leaves(runner: ModelRunner) -> None:
+    speaks, reads = runner.pool.open(), runner.pool.open()
+    runner.run([(speaks, [7]), (reads, [8] * 100)])
+    assert held(runner) == [64]
+    runner.pool.close(reads)
+    assert held(runner) == []
+
+
+def test_no_past_outlives_what_it_was_of(runner: ModelRunner) -> None:
+    """Who stops reading half-way may go on with as many tokens of another prompt."""
+    speaks, reads, other, plain = (runner.pool.open() for _ in range(4))
+    runner.run([(other, IDS)])
+    runner.run([(speaks, [7]), (reads, [8] * 100)])
+    runner.pool.release(reads)
+    runner.pool.truncate(reads, 0)
+    num_shared = runner.pool.format.num_sinks + 64
+    assert runner.pool.share(other, reads, num_shared)
+    rest = IDS[num_shared:]
+    logits = np.array(runner.run([(speaks, [7]), (reads, rest)])[1])
+    expected = np.array(runner.run([(plain, IDS)])[1])
+    np.testing.assert_allclose(logits[1:], expected, atol=1e-4)
+
+
+def test_no_past_is_kept_without_room(runner: ModelRunner) -> None:
+    speaks, reads = runner.pool.open(), runner.pool.open()
+    runner.run([(speaks, [7]), (reads, [8] * 100)])
+    runner.pool.max_bytes = runner.pool.used_bytes + 1
+    runner.run([(speaks, [7]), (reads, [8] * 20)])
+    assert held(runner) == []
