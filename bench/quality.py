@@ -18,6 +18,7 @@ from edgecortex.bench.report import Report, Row, make_report, median
 from edgecortex.bench.rivals import RIVALS, RivalReader
 from edgecortex.bench.text import english
 from edgecortex.config import EngineConfig
+from edgecortex.cpu import distribution
 from edgecortex.errors import EdgeCortexError
 from edgecortex.kv.format import FORMATS
 from edgecortex.models import resolve
@@ -129,24 +130,25 @@ def _compare(starts: dict[str, Callable[[], Reader]], ids: list[int]) -> dict[st
     readers = {name: start() for name, start in starts.items()}
     sums = {name: defaultdict[str, float](float) for name in readers}
     for start, stop, scored in _chunks(len(ids)):
-        truth: mx.array | None = None
+        truth: tuple[mx.array, mx.array] | None = None
         for name, reader in readers.items():
             logits = reader.read(ids[start:stop], scored)
             if not scored:
                 continue
-            log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            truth = log_p if truth is None else truth
-            for key, value in _scores(truth, log_p, ids[start + 1 : stop + 1]).items():
+            p, log_p = distribution(logits)
+            truth = truth or (p, log_p)
+            for key, value in _scores(*truth, log_p, ids[start + 1 : stop + 1]).items():
                 sums[name][key] += value
     for name, reader in readers.items():
         sums[name]["bits"] = reader.bits_per_value()
     return {name: dict(values) for name, values in sums.items()}
 
 
-def _scores(truth: mx.array, log_p: mx.array, targets: list[int]) -> Row:
-    """Sums over tokens of negative log-likelihood, KL to the truth and changed top tokens."""
+def _scores(p: mx.array, truth: mx.array, log_p: mx.array, targets: list[int]) -> Row:
+    """Sums over tokens of negative log-likelihood, KL to the truth (probabilities `p` and their
+    logarithms) and changed top tokens."""
     nll = -mx.take_along_axis(log_p, mx.array(targets)[:, None], axis=-1).sum()
-    kl = (mx.exp(truth) * (truth - log_p)).sum()
+    kl = (p * (truth - log_p)).sum()
     changed = (truth.argmax(axis=-1) != log_p.argmax(axis=-1)).sum()
     return {"tokens": len(targets), "nll": nll.item(), "kl": kl.item(), "changed": changed.item()}
 

@@ -1,5 +1,6 @@
 """What MLX's CPU build is slow at."""
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,12 @@ def weights(scores: mx.array, at_least: mx.array | None = None) -> Weights:
         work(0, len(rows) // 2)
         rest.result()
     return Weights(scores, mx.array(tops).reshape(shape), mx.array(totals).reshape(shape))
+
+
+def distribution(logits: mx.array) -> tuple[mx.array, mx.array]:
+    """Probabilities of logits (L, vocab), and their natural logarithms."""
+    powers, top, total = weights(logits.astype(mx.float32) * math.log2(math.e))
+    return powers / total, logits - math.log(2) * (top + mx.log2(total))
 
 
 def _weigh(

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from edgecortex.config import EngineConfig
+from edgecortex.cpu import distribution
 from edgecortex.errors import StoreError
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import AUTO
@@ -75,16 +76,15 @@ def measure(model: LoadedModel) -> dict[str, float]:
     sums = dict.fromkeys(CANDIDATES, 0.0)
     for at in range(start, len(ids), CHUNK):
         chunk = ids[at : at + CHUNK]
-        truth, *others = (_log_p(runner, context, chunk) for runner, context in readers)
-        for name, log_p in zip(CANDIDATES, others, strict=True):
-            sums[name] += np.array(mx.exp(truth) * (truth - log_p)).sum().item()
+        (p, truth), *others = (_next(runner, context, chunk) for runner, context in readers)
+        for name, (_, log_p) in zip(CANDIDATES, others, strict=True):
+            sums[name] += np.array(p * (truth - log_p)).sum().item()
     return {name: total / (len(ids) - start) for name, total in sums.items()}
 
 
-def _log_p(runner: ModelRunner, context: Context, ids: list[int]) -> mx.array:
-    """Log-probabilities (len(ids), vocab) after each of the next tokens."""
-    logits = runner.run([(context, ids)], all_rows=True)[1]
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+def _next(runner: ModelRunner, context: Context, ids: list[int]) -> tuple[mx.array, mx.array]:
+    """Probabilities (len(ids), vocab) after each of the next tokens, and their logarithms."""
+    return distribution(runner.run([(context, ids)], all_rows=True)[1])
 
 
 def _name(model: LoadedModel) -> str:

@@ -62,3 +62,15 @@ def test_weights_are_what_softmax_makes(
     np.testing.assert_array_equal(np.array(found.top), top)
     np.testing.assert_allclose(np.array(found.powers), powers, rtol=2e-6, atol=1e-37)
     np.testing.assert_allclose(np.array(found.total), powers.sum(-1, keepdims=True), rtol=2e-6)
+
+
+@pytest.mark.parametrize("vocab", [50, cpu.WORTH_WAITING])
+def test_a_distribution_and_its_logarithms(vocab: int) -> None:
+    logits = 20 * np.random.default_rng(5).standard_normal((3, vocab), dtype=np.float32)
+    given = mx.array(logits)
+    p, log_p = cpu.distribution(given)
+    exact = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    exact -= np.log(np.exp(exact).sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(np.array(log_p), exact, atol=2e-5)
+    np.testing.assert_allclose(np.array(p), np.exp(exact), atol=1e-6)
+    np.testing.assert_array_equal(np.array(given), logits)
