@@ -167,11 +167,10 @@ class BlockPool:
         could not let go of them any more; nothing is changed then."""
         if self.slides and donor in self._reserved:
             return False
-        stop = donor.base + num_tokens
-        for segment in donor.own_segments:
-            if segment.start < stop < segment.stop and not self._split(segment, stop):
-                return False
-        self._replace(context, [s for s in donor.own_segments if s.stop <= stop])
+        segments = self._until(donor, donor.base + num_tokens)
+        if segments is None:
+            return False
+        self._replace(context, segments)
         for cache in self.caches:
             cache.copy_row(donor.slot, context.slot)
         context.token_ids, context.base = donor.token_ids[:num_tokens], donor.base
@@ -203,11 +202,10 @@ class BlockPool:
         if num_tokens >= self.format.num_sinks + sealed or num_tokens == context.num_own:
             del context.token_ids[num_tokens:]
             return context.num_own
-        keep = self.format.num_sealed(num_tokens)
-        if keep == 0 or not self._cut(context, keep):
-            self._replace(context, context.segments[: context.num_attached])
-            keep = 0
-        del context.token_ids[min(num_tokens, self.format.num_sinks + keep) :]
+        sinks, keep = self.format.num_sinks, self.format.num_sealed(num_tokens)
+        own = self._until(context, context.base + sinks + keep) or []
+        self._replace(context, [*context.segments[: context.num_attached], *own])
+        del context.token_ids[min(num_tokens, sinks + keep if own else sinks) :]
         return context.num_own
 
     # Admission.
@@ -299,7 +297,7 @@ class BlockPool:
         slabs = [array for cache in self.caches for array in cache.arrays()]
         traces = [c.trace for c in self.contexts() if c.trace]
         slabs += [array for trace in traces for array in trace.arrays()]
-        return slabs + [array for segment in fresh for array in segment.arrays()]
+        return slabs + [array for segment in fresh if segment.refs for array in segment.arrays()]
 
     def _append(self, context: Context, segment: KVSegment) -> None:
         """Attaches a sealed segment, rearranging the newest ones that are the context's alone."""
@@ -345,18 +343,13 @@ class BlockPool:
                 self._drop(segment)
         return True
 
-    def _cut(self, context: Context, num_tokens: int) -> bool:
-        """Keeps the first `num_tokens` sealed own tokens, if every layer still has them."""
-        kept: list[KVSegment] = []
+    def _until(self, context: Context, stop: int) -> list[KVSegment] | None:
+        """A context's own segments up to a position, where one is split if need be: copies of
+        what others hold too may not fit. None where a window has let go of some of them."""
         for segment in context.own_segments:
-            room = num_tokens - sum(s.num_tokens for s in kept)
-            part = segment if segment.num_tokens <= room else segment.cut(room) if room else None
-            if room and part is None:
-                return False
-            if part is not None:
-                kept.append(part)
-        self._replace(context, [*context.segments[: context.num_attached], *kept])
-        return True
+            if segment.start < stop < segment.stop and not self._split(segment, stop):
+                return None
+        return [segment for segment in context.own_segments if segment.stop <= stop]
 
     def _replace(self, context: Context, segments: list[KVSegment]) -> None:
         old, context.segments = context.segments, []

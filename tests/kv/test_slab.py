@@ -96,3 +96,28 @@ def test_nobody_goes_where_that_would_not_make_room() -> None:
     assert pool.acquire(late, 220)
     assert resting not in pool.contexts()
     pool.check()
+
+
+@pytest.mark.parametrize("num_kept", [100, 133, 200])
+def test_going_back_takes_no_room(runner: ModelRunner, num_kept: int) -> None:
+    """What others hold too is not copied, for which there may be no room."""
+    pool = runner.pool
+    parent, plain = pool.open(), pool.open()
+    runner.run([(parent, IDS * 3)])
+    child = pool.fork(parent)
+    whole = pool.nbytes(parent)
+    pool.max_bytes = pool.used_bytes
+    left = pool.truncate(child, num_kept)
+    assert 0 < left <= num_kept
+    pool.check()
+    assert pool.nbytes(parent) == whole
+    pool.max_bytes *= 2
+    more = IDS[:40]
+    runner.run([(plain, (IDS * 3)[:left])])
+    one, two = (np.array(runner.run([(c, more)])[1]) for c in (child, plain))
+    np.testing.assert_allclose(one, two, atol=1e-4)
+    pool.close(child)
+    pool.check()
+    parents, twin = said(runner, parent), pool.open()
+    runner.run([(twin, IDS * 3)])
+    np.testing.assert_allclose(said(runner, twin), parents, atol=1e-4)
