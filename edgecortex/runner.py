@@ -34,7 +34,7 @@ class ModelRunner:
         self.model_s = 0.0  # spent in forward passes so far
         self._took, self._rests_until = False, 0.0
         self.reads_on = False  # whether the coming step is not the last that reads a prompt
-        format = FORMATS.get(config.kv_format, KV4)
+        format = FORMATS.get(config.kv_format, KV4)  # an engine does not leave it "auto"
         self.shapes = _probe(model)
         budget = config.kv_budget_bytes or _default_budget()
         self.pool = make_pool(format, model.windows(), self.shapes, budget)
