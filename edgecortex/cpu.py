@@ -47,11 +47,13 @@ def by_halves(product: Callable[[slice], mx.array], length: int, size: int) -> m
 
 
 def aside(product: Callable[[], tuple[mx.array, ...]]) -> tuple[mx.array, ...]:
-    """A product that may be worked out beside what else is wanted: on a CPU, by another core."""
+    """A product that is worked out beside what else is wanted: on a CPU, by another core."""
     if not on_cpu():
         return product()
     with mx.stream(_streams.second):
-        return product()
+        found = product()
+    mx.async_eval(*found)
+    return found
 
 
 def exp2(x: mx.array) -> mx.array:

@@ -74,3 +74,16 @@ def test_a_distribution_and_its_logarithms(vocab: int) -> None:
     np.testing.assert_allclose(np.array(log_p), exact, atol=2e-5)
     np.testing.assert_allclose(np.array(p), np.exp(exact), atol=1e-6)
     np.testing.assert_array_equal(np.array(given), logits)
+
+
+def test_what_is_made_aside_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where what it is made of is overwritten at once."""
+    x = mx.random.normal((300, 300))
+    expected = np.array(x) * 2
+    for there in (True, False):
+        monkeypatch.setattr(cpu, "on_cpu", lambda there=there: there)
+        buffer = x + 0
+        (found,) = cpu.aside(lambda buffer=buffer: (buffer * 2,))
+        buffer[:] = 0
+        mx.eval(buffer)
+        np.testing.assert_array_equal(np.array(found), expected)

@@ -10,7 +10,7 @@ from edgecortex.kv import attention
 from edgecortex.kv.attention import Run
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import KVFormat
-from edgecortex.kv.past import Past
+from edgecortex.kv.past import Pasts
 from edgecortex.kv.plan import BlockView, DecodeView, RunView, SpanView, StepPlan
 from edgecortex.kv.readback import ReadBacks
 from edgecortex.kv.segment import LayerKV, rotate, rounded, row_dtype
@@ -40,9 +40,10 @@ class BatchQuantizedKVCache:
         window: int | None,
         dense_from: int,
         read_backs: ReadBacks,
+        pasts: Pasts,
     ) -> None:
         self.format, self.layer, self.window = format, layer, window
-        self.dense_from, self._read_backs = dense_from, read_backs
+        self.dense_from, self._read_backs, self._pasts = dense_from, read_backs, pasts
         self.num_slots = 0
         self.num_attended = 0
         self.sealed: dict[Context, LayerKV] = {}
@@ -52,7 +53,6 @@ class BatchQuantizedKVCache:
         self._plan: StepPlan | None = None
         self._decode_view: DecodeView | None = None
         self._span_views: Sequence[SpanView] = ()
-        self._kept: dict[Context, Past] = {}
         self._stacks = Stacks(layer)
 
     # The slab.
@@ -83,7 +83,7 @@ class BatchQuantizedKVCache:
         """Keeps these slots' rows, in this order; the slab is let go when none is left."""
         self._fit()
         self.num_slots = slots.size
-        self._plan, self._decode_view, self._span_views, self._kept = None, None, (), {}
+        self._plan, self._decode_view, self._span_views = None, None, ()
         self._stacks.clear()
         self._k, self._v = (
             x[slots] if x is not None and slots.size else None for x in (self._k, self._v)
@@ -146,28 +146,11 @@ class BatchQuantizedKVCache:
         plan: StepPlan,
         decode_view: DecodeView | None,
         span_views: Sequence[SpanView],
-        keep_past: bool,
     ) -> None:
-        """Sets what the coming forward pass feeds and what it sees.
-
-        `keep_past` says that what the spans read back is kept for their next share, also where a
-        step without any comes in between.
-        """
+        """Sets what the coming forward pass feeds and what it sees."""
         self._plan, self._decode_view, self._span_views = plan, decode_view, span_views
         self.sealed = {}
-        reading = [view.span.context for view in span_views] or self._waiting(plan)
-        reading = reading if keep_past else []
-        self._kept = {context: self._kept.get(context) or Past() for context in reading}
         self._stacks.begin()
-
-    def _waiting(self, plan: StepPlan) -> list[Context]:
-        """Whose prompt is not read to its end."""
-        decoding = {share.context for share in plan.singles}
-        return [context for context in self._kept if context not in decoding]
-
-    def forget(self, context: Context) -> None:
-        """Lets go of what a context keeps beside its row and its segments."""
-        self._kept.pop(context, None)
 
     def attend(self, q: mx.array, scale: float) -> mx.array:
         """q (T, n_heads, 1, head_dim) over all that each row sees: (T, n_heads, 1, v_head_dim).
@@ -314,9 +297,9 @@ class BatchQuantizedKVCache:
         """Everything sealed that the context holds, read back, the span's own blocks last: the
         longest run as it is, and what comes before and after it."""
         layers = [segment.layers[self.layer] for segment in context.segments]
-        past = self._kept.get(context)
+        past = self._pasts.of(context, self.layer)
         if past and past.num_tokens != sum(layer.num_tokens for layer in layers):
-            past = self._kept[context] = Past()
+            past = self._pasts.renew(context, self.layer)
         if past and past.num_tokens:
             layers = []
         if context in self.sealed:

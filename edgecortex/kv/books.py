@@ -1,10 +1,9 @@
-"""Whether a pool's books agree with what is held, and what there would be room for."""
+"""Whether a pool's books agree with what is held."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgecortex.kv.context import Context
-from edgecortex.kv.plan import StepPlan
 from edgecortex.kv.segment import KVSegment
 
 if TYPE_CHECKING:
@@ -49,14 +48,6 @@ def idle_bytes(
     for num_left in range(len(pool.contexts()) - 1, len(busy) - 1, -1):
         rows = num_left if num_left <= rows // 2 else rows  # as `close` repacks
     return alone + (len(by_slot) - rows) * pool.row_nbytes
-
-
-def has_room_for_past(pool: "BlockPool", plan: StepPlan) -> bool:
-    """Whether spans that share a step with decoding agents, and so come in small shares, keep
-    their past read back: if there is room for it."""
-    num_tokens = sum(share.context.num_own + share.num_tokens for share in plan.spans)
-    nbytes = num_tokens * pool.row_nbytes // pool.format.row
-    return bool(plan.singles) and nbytes <= pool.free_bytes
 
 
 def _agree(what: str, expected: object, got: object) -> None:

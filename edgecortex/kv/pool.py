@@ -12,6 +12,7 @@ from edgecortex.kv import books, runs
 from edgecortex.kv.batch import BatchQuantizedKVCache
 from edgecortex.kv.context import Attachment, Context
 from edgecortex.kv.format import KVFormat
+from edgecortex.kv.past import Pasts
 from edgecortex.kv.plan import DecodeView, SpanView, StepPlan
 from edgecortex.kv.readback import ReadBacks
 from edgecortex.kv.segment import KVSegment
@@ -42,9 +43,9 @@ class BlockPool:
         keeps_read_back: bool = False,
     ) -> None:
         self.format, self.windows, self.max_bytes = format, list(windows), max_bytes
-        self.read_backs = ReadBacks(keeps_read_back)
+        self.read_backs, self.pasts = ReadBacks(keeps_read_back), Pasts()
         self.caches = [
-            BatchQuantizedKVCache(format, layer, window, dense_from, self.read_backs)
+            BatchQuantizedKVCache(format, layer, window, dense_from, self.read_backs, self.pasts)
             for layer, window in enumerate(windows)
         ]
         self.slides = any(window is not None for window in windows)
@@ -148,6 +149,7 @@ class BlockPool:
             ConfigError: layers of one window hold different numbers of tokens.
         """
         segment.check_lengths(self.windows)
+        self.pasts.forget(context)
         laid = Attachment(segment, context.num_own if at is None else at, id)
         self.attach(context, segment)
         context.segments.insert(context.num_attached, context.segments.pop())
@@ -156,6 +158,7 @@ class BlockPool:
 
     def lift(self, context: Context, id: str) -> None:
         """Takes an attachment back, and with it all own tokens that have seen it."""
+        self.pasts.forget(context)
         index = [laid.id for laid in context.attached].index(id)
         self.truncate(context, context.attached[index].at)
         del context.attached[index]
@@ -242,8 +245,7 @@ class BlockPool:
     def _stop(self, context: Context) -> None:
         self.num_freed += 1
         self._reserved.pop(context, None)
-        for cache in self.caches:
-            cache.forget(context)
+        self.pasts.forget(context)
 
     @contextmanager
     def kept(self, context: Context) -> Iterator[None]:
@@ -261,15 +263,16 @@ class BlockPool:
     def begin(self, plan: StepPlan) -> None:
         """Prepares every layer for a forward pass."""
         views: dict[int | None, tuple[DecodeView | None, list[SpanView]]] = {}
-        keep_past = books.has_room_for_past(self, plan)
-        self.read_backs.begin(self.max_bytes, self.free_bytes)
+        in_full = 2 * self.row_nbytes // self.format.row  # at most, of a token
+        self.pasts.begin(plan, in_full, self.free_bytes)
+        self.read_backs.begin(self.max_bytes, self.free_bytes - self.pasts.nbytes)
         for cache in self.caches:
             if cache.window not in views:
                 at = (self.format, cache.layer, cache.window)
                 contexts = [share.context for share in plan.singles]
                 single = DecodeView.build(contexts, *at) if contexts else None
                 views[cache.window] = single, [SpanView.build(s, *at) for s in plan.spans]
-            cache.begin(plan, *views[cache.window], keep_past)
+            cache.begin(plan, *views[cache.window])
 
     def commit(self, plan: StepPlan) -> None:
         """Counts the fed tokens and attaches what the step sealed."""

@@ -1,5 +1,6 @@
 """Sealed runs read back, and kept so while agents decode over them."""
 
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import mlx.core as mx
@@ -9,6 +10,13 @@ from edgecortex.kv.segment import LayerKV
 PART = 64  # of the budget may be taken for them: one in so many bytes
 AFTER = 4  # uses as they are stored: reading back takes as long as some products with it save
 PER_STEP = 1 << 19  # values: once a step has read back so many, the others wait
+UNUSED = 64  # steps: those that were not used for longer are let go
+
+
+@dataclass
+class _Held:
+    run: LayerKV
+    used: int  # the last step
 
 
 class ReadBacks:
@@ -21,33 +29,39 @@ class ReadBacks:
 
     def __init__(self, keeps: bool) -> None:
         self._keeps = keeps
-        self._held: WeakKeyDictionary[LayerKV, LayerKV] = WeakKeyDictionary()
+        self._held: WeakKeyDictionary[LayerKV, _Held] = WeakKeyDictionary()
         self._uses: WeakKeyDictionary[LayerKV, int] = WeakKeyDictionary()
-        self._room = self._left = 0
+        self._step = self._room = self._left = 0
 
     @property
     def nbytes(self) -> int:
-        return sum(run.nbytes for run in self._held.values())
+        return sum(held.run.nbytes for held in self._held.values())
 
     def begin(self, max_bytes: int, free_bytes: int) -> None:
         """Begins a step of a pool with this budget, and so much free of it."""
-        held, most = self.nbytes, min(max_bytes // PART, free_bytes)
-        if held > most:
+        self._step += 1
+        for run, held in list(self._held.items()):
+            if self._step - held.used > UNUSED:
+                del self._held[run]
+        room = min(max_bytes // PART, free_bytes) - self.nbytes
+        if room < 0:
+            room += self.nbytes
             self._held.clear()
-            held = 0
-        self._room, self._left = most - held, PER_STEP if self._keeps else 0
+        self._room, self._left = room, PER_STEP
 
     def of(self, run: LayerKV, dtype: mx.Dtype, head_dim: int) -> LayerKV:
         """A run as it is multiplied fastest; one that is used time and again is read back."""
+        if not self._keeps or run.format.bits is None:
+            return run
         if found := self._held.get(run):
-            return found
+            found.used = self._step
+            return found.run
         self._uses[run] = uses = self._uses.get(run, 0) + 1
-        if uses <= AFTER or self._left <= 0 or run.format.bits is None:
+        nbytes = run.num_values * dtype.size
+        if uses <= AFTER or self._left <= 0 or nbytes > self._room:
             return run
+        self._room -= nbytes
+        self._left -= run.num_values
         back = run.read_back(dtype, head_dim)
-        if back.nbytes > self._room:
-            return run
-        self._room -= back.nbytes
-        self._left -= back.nbytes // dtype.size
-        self._held[run] = back
+        self._held[run] = _Held(back, self._step)
         return back

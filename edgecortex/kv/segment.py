@@ -116,6 +116,12 @@ class LayerKV:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.arrays())
 
+    @property
+    def num_values(self) -> int:
+        """Keys and values together, padding included."""
+        assert self.format.bits is not None
+        return (self.k[0].size + self.v[0].size) * 32 // self.format.bits
+
     def arrays(self) -> list[mx.array]:
         """All there are, for evaluation."""
         return [*self.k, *self.v] + ([] if self.bias is None else [self.bias])
@@ -309,13 +315,6 @@ class KVSegment:
     def arrays(self) -> list[mx.array]:
         """Every array of the segment, for evaluation."""
         return [part for layer in self.layers for part in layer.arrays()]
-
-    def cut(self, num_tokens: int) -> "KVSegment | None":
-        """The first `num_tokens` tokens (a multiple of the block) as a segment of its own, or
-        None where a window has let go of some of them."""
-        if any(layer.num_tokens < self.num_tokens for layer in self.layers):
-            return None
-        return KVSegment([x.cut(0, num_tokens) for x in self.layers], self.start, num_tokens)
 
     def joined(self, later: "KVSegment", windows: Sequence[int | None]) -> "KVSegment":
         """Both runs as one; a layer with a window keeps what its next token may still see."""

@@ -12,6 +12,7 @@ from edgecortex.config import EngineConfig
 from edgecortex.kv.attention import cut
 from edgecortex.kv.past import STEP, Past
 from edgecortex.runner import ModelRunner
+from edgecortex.warp import injection
 from tests import tiny
 
 IDS = [3 + (7 * i * i + 5 * i) % 90 for i in range(100)]
@@ -71,17 +72,20 @@ def runner() -> Iterator[ModelRunner]:
 
 def held(runner: ModelRunner) -> list[int]:
     """Tokens that each context's past has, in the first layer."""
-    return [past.num_tokens for past in runner.pool.caches[0]._kept.values()]
+    return [layers[0].num_tokens for layers in runner.pool.pasts._held.values()]
 
 
 def test_past_is_kept_from_share_to_share(runner: ModelRunner) -> None:
-    speaks, reads = runner.pool.open(), runner.pool.open()
+    speaks, reads, other = (runner.pool.open() for _ in range(3))
     runner.run([(speaks, [5, 6])])
     for num_sealed in (0, 64, 64, 128, 192):
         runner.run([(speaks, [7]), (reads, [8] * 40)])
         assert held(runner) == [num_sealed]
-        runner.run([(speaks, [7])])  # a step without a share in between
+        runner.run([(speaks, [7])])  # steps without a share in between
+        runner.run([(other, [7, 7])])
         assert held(runner) == [num_sealed]
+    runner.run([(reads, [8] * 64)])  # nobody else speaks any more
+    assert held(runner) == [256]
     runner.run([(speaks, [7]), (reads, [9])])
     assert held(runner) == []
 
@@ -92,6 +96,23 @@ def test_past_goes_with_who_leaves(runner: ModelRunner) -> None:
     assert held(runner) == [64]
     runner.pool.close(reads)
     assert held(runner) == []
+
+
+@pytest.mark.parametrize("num_laid", [60, 64, 128])
+def test_no_past_outlives_what_is_laid(num_laid: int) -> None:
+    """As many foreign tokens as a window has let go of are not those."""
+    said = []
+    for beside in (True, False):
+        runner = ModelRunner(tiny.make("gemma3_text"), EngineConfig(kv_format="fp"))
+        speaks, reads, thinks = (runner.pool.open() for _ in range(3))
+        speech = [(speaks, [7])] if beside else []
+        runner.run([(thinks, IDS * 3)])
+        thought = injection.gather(runner, thinks, thinks.num_own - num_laid)
+        for ids in (IDS * 2, IDS[:64]):
+            runner.run([*speech, (reads, ids)])
+        runner.pool.lay(reads, thought, "thought")
+        said.append(np.array(runner.run([*speech, (reads, IDS[:16])])[1])[-1])
+    np.testing.assert_allclose(said[0], said[1], atol=1e-3)
 
 
 def test_no_past_outlives_what_it_was_of(runner: ModelRunner) -> None:
@@ -109,9 +130,26 @@ def test_no_past_outlives_what_it_was_of(runner: ModelRunner) -> None:
     np.testing.assert_allclose(logits[1:], expected, atol=1e-4)
 
 
-def test_no_past_is_kept_without_room(runner: ModelRunner) -> None:
+@pytest.mark.parametrize("with_share", [True, False])
+def test_no_past_is_kept_without_room(runner: ModelRunner, with_share: bool) -> None:
     speaks, reads = runner.pool.open(), runner.pool.open()
     runner.run([(speaks, [7]), (reads, [8] * 100)])
-    runner.pool.max_bytes = runner.pool.used_bytes + 1
-    runner.run([(speaks, [7]), (reads, [8] * 20)])
-    assert held(runner) == []
+    pasts = runner.pool.pasts
+    runner.pool.max_bytes = runner.pool.used_bytes + pasts.nbytes - 1
+    share = [(reads, [8] * 20)] if with_share else []
+    runner.run([(speaks, [7]), *share])
+    assert pasts.nbytes == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(2, 150), min_size=1, max_size=6), st.integers(0, 3_000_000))
+def test_what_is_read_back_fits_in_what_is_free(shares: list[int], room: int) -> None:
+    runner = ModelRunner(tiny.make("llama"), EngineConfig(kv_format="kv4"))
+    pool = runner.pool
+    speaks, reads = pool.open(), pool.open()
+    runner.run([(speaks, [5] * 70)])
+    for share in shares:
+        pool.max_bytes = pool.used_bytes + room
+        free = pool.free_bytes
+        runner.run([(speaks, [7]), (reads, [8] * share)])
+        assert pool.pasts.nbytes + pool.read_backs.nbytes <= free

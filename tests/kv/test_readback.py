@@ -1,15 +1,17 @@
 """Sealed runs that are kept read back while agents decode over them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from edgecortex import runner as runner_module
 from edgecortex.config import EngineConfig
 from edgecortex.kv.context import Context
 from edgecortex.kv.format import FORMATS
-from edgecortex.kv.readback import AFTER, PART, PER_STEP, ReadBacks
+from edgecortex.kv.readback import AFTER, PART, PER_STEP, UNUSED, ReadBacks
 from edgecortex.kv.segment import LayerKV
 from edgecortex.runner import ModelRunner, measure_keeps_read_back
 from tests import tiny
@@ -76,15 +78,34 @@ def test_a_step_reads_back_a_part_and_the_next_ones_the_rest() -> None:
         assert sum(done) == min(len(runs), in_one * step)
 
 
-def test_no_more_than_a_part_of_the_budget_and_than_is_free() -> None:
-    runs = [run_of(256) for _ in range(3)]
-    nbytes = 2 * HEADS * 256 * DIM * 4
+def test_no_more_than_a_part_of_the_budget_and_than_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nbytes, read = 2 * HEADS * 256 * DIM * 4, LayerKV.read_back
+    made: list[LayerKV] = []
+
+    def counting(run: LayerKV, *more: Any) -> LayerKV:
+        made.append(run)
+        return read(run, *more)
+
+    monkeypatch.setattr(LayerKV, "read_back", counting)
     for room in ({"budget": PART * nbytes}, {"free": nbytes + 1}):
-        backs = ReadBacks(True)
+        backs, runs = ReadBacks(True), [run_of(256) for _ in range(3)]
+        made.clear()
         after_steps(backs, *runs, steps=AFTER + 3, **room)
         assert backs.nbytes == nbytes
+        assert made == runs[:1]  # what finds no room is not read back for nothing
         backs.begin(PLENTY, nbytes - 1)  # somebody else wants the memory
         assert backs.nbytes == 0
+
+
+def test_what_rests_gives_way() -> None:
+    backs, resting, used = ReadBacks(True), run_of(256), run_of(256)
+    room = {"free": 2 * HEADS * 256 * DIM * 4}
+    after_steps(backs, resting, steps=AFTER + 1, **room)
+    assert after_steps(backs, used, steps=UNUSED, **room) == [used]
+    assert after_steps(backs, used, steps=1, **room)[0].format.bits is None
+    assert after_steps(backs, resting, steps=1, **room) == [resting]
 
 
 def test_it_goes_with_its_run() -> None:
@@ -142,7 +163,15 @@ def test_who_leaves_takes_it_along(runner: ModelRunner) -> None:
     assert runner.pool.read_backs.nbytes == 0
 
 
-def test_whether_it_is_worth_it_is_measured() -> None:
+@pytest.mark.parametrize(("kept_s", "worth_it"), [(0.4, True), (0.6, False)])
+def test_whether_it_is_worth_it_is_measured(
+    monkeypatch: pytest.MonkeyPatch, kept_s: float, worth_it: bool
+) -> None:
     shape = (3, 64, 64, mx.float32)
+
+    def seconds(layer: LayerKV, *_: Any, dense: bool) -> float:
+        return 1.0 if layer.format.bits else kept_s
+
+    monkeypatch.setattr(runner_module, "_seconds", seconds)
+    assert measure_keeps_read_back(FORMATS["kv4"], shape) is worth_it
     assert measure_keeps_read_back(FORMATS["fp"], shape) is False
-    assert measure_keeps_read_back(FORMATS["kv4"], shape) in (True, False)
