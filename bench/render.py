@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from edgecortex.bench import plot
@@ -112,14 +112,15 @@ def page(reports: Mapping[str, Report], folder: Path) -> str:
 def readme_block(reports: Mapping[str, Report], folder: Path, base: Path) -> str:
     """What a README says of the results in a folder, in links from its own folder."""
     lines = [*_told(reports), "", *figure_table(reports)]
+    usual = _usual(_kind, reports)
     for report in reports.values():
-        lines += _first_tokens(report)
+        lines += _first_tokens(report, _elsewhere(report, usual))
     to = Path(os.path.relpath(folder, base)).as_posix()
     links = []
     for stem, report in reports.items():
         if f"{stem}.svg" not in _pictures(folder, stem):
             continue
-        if report["benchmark"] in SHOWN:
+        if report["benchmark"] in SHOWN and _kind(report) == usual:
             lines += ["", f"![{_title(report)}]({to}/{stem}.svg)"]
         else:
             links.append(f"[{stem}]({to}/{stem}.svg)")
@@ -164,10 +165,11 @@ def around_block(text: str) -> tuple[str, str]:
 
 def figure_table(reports: Mapping[str, Report]) -> list[str]:
     """A line of Markdown for each figure of some reports."""
-    usual, lines = _usual_model(reports), []
+    usual, kind, lines = _usual(_model, reports), _usual(_kind, reports), []
     all_quick = all(map(_is_quick, reports.values()))
     for report in reports.values():
         named = [_model(report) if _model(report) != usual else "", _format(report)]
+        named.append(_elsewhere(report, kind))
         named += ["quick"] if _is_quick(report) and not all_quick else []
         of = f" ({', '.join(filter(None, named))})" if any(named) else ""
         for name, value in report["figures"].items():
@@ -176,9 +178,9 @@ def figure_table(reports: Mapping[str, Report]) -> list[str]:
     return _table(_COLUMNS, lines)
 
 
-def _first_tokens(report: Report) -> list[str]:
+def _first_tokens(report: Report, device: str) -> list[str]:
     """Times to the first token as Markdown, a line for each length of a context and a column for
-    each state; nothing where a report has none."""
+    each state; nothing where a report has none. `device` is named if it is not the usual one."""
     rows = [r for r in report["rows"] if (r.get("what"), r.get("new_tokens")) == ("ttft", 1)]
     seconds = {(row["tokens"], row["state"]): row["ttft_s"] for row in rows}
     states = [state for state in STATES if any(state == s for _, s in seconds)]
@@ -190,7 +192,8 @@ def _first_tokens(report: Report) -> list[str]:
         [f"{tokens:,}", *(_seconds(seconds.get((tokens, state))) for state in states)]
         for tokens in sorted({tokens for tokens, _ in seconds})
     ]
-    told = f"Seconds to the first token ({_model(report)}){f' — {means}' if means else ''}."
+    of = ", ".join(filter(None, (_model(report), device)))
+    told = f"Seconds to the first token ({of}){f' — {means}' if means else ''}."
     return ["", told, "", *_table([TOKENS, *(STATES[state] for state in states)], lines)]
 
 
@@ -205,7 +208,7 @@ def _told(reports: Mapping[str, Report]) -> list[str]:
     lines = []
     for made, stems in machines.items():
         lines += [made + (f" ({', '.join(stems)})." if len(machines) > 1 else "."), ""]
-    text = f"The model is {_usual_model(reports)} unless said otherwise."
+    text = f"The model is {_usual(_model, reports)} unless said otherwise."
     if any(report.get("spread") for report in reports.values()):
         text += (
             " Spread is the least and the most of several rounds, or of several groups of contexts."
@@ -223,10 +226,10 @@ def _measured(reports: Mapping[str, Report]) -> str:
     return text + (f"; without a date: {', '.join(undated)}." if undated else ".")
 
 
-def _usual_model(reports: Mapping[str, Report]) -> str:
-    """The one that most reports are about."""
-    models = [_model(report) for report in reports.values()]
-    return max(models, key=models.count)
+def _usual(fact: Callable[[Report], str], reports: Mapping[str, Report]) -> str:
+    """What most reports have in common."""
+    facts = [fact(report) for report in reports.values()]
+    return max(facts, key=facts.count)
 
 
 def _figure(name: str, label: str, value: float, ends: Sequence[float] | None) -> list[str]:
@@ -260,6 +263,16 @@ def _title(report: Report) -> str:
 
 def _model(report: Report) -> str:
     return str(report["settings"].get("model", ""))
+
+
+def _kind(report: Report) -> str:
+    """Of device, such as CPU."""
+    return str(report["machine"]["device"]).partition(" (")[0]
+
+
+def _elsewhere(report: Report, usual: str) -> str:
+    """The device, if it is not of the usual kind."""
+    return "" if _kind(report) == usual else str(report["machine"]["device"])
 
 
 def _format(report: Report) -> str:

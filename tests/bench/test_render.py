@@ -11,7 +11,7 @@ from edgecortex.bench.benches import BENCHES
 from edgecortex.bench.figures import FIGURES
 from edgecortex.bench.report import read_report, read_reports
 from edgecortex.errors import ConfigError
-from tests.bench.reports import ROWS, made
+from tests.bench.reports import MACHINE, ROWS, made
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
@@ -120,6 +120,22 @@ def test_figures_of_another_model_say_so() -> None:
 
 
 # The README.
+
+
+def test_figures_of_another_device_say_so(folder: Path) -> None:
+    device = MACHINE | {"device": "GPU (made up too)"}
+    both = {"here": made("ttft"), "there": made("ttft", machine=device)}
+    both |= {"decode": made("decode")}
+    names = [line.split(" | ")[0] for line in render.figure_table(both)]
+    name = next(iter(made("ttft")["figures"]))
+    assert f"| `{name}`" in names
+    assert f"| `{name}` (GPU (made up too))" in names
+    (folder / "there.svg").write_text("<svg/>", "utf-8")
+    block = render.readme_block(both, folder, folder)
+    assert "Seconds to the first token (some-model) —" in block
+    assert "Seconds to the first token (some-model, GPU (made up too)) —" in block
+    assert "[there](./there.svg)" in block
+    assert "](./there.svg)" not in block.replace("[there](./there.svg)", "")
 
 
 def test_the_readme_says_what_the_results_say() -> None:
