@@ -251,7 +251,7 @@ FAULTS: dict[str, list[tuple[Callable[[Patch], None], set[str], set[str]]]] = {
     ],
     "storage": [
         (codes_rounded_down, {"accuracy of 4 bits", "accuracy of 8 bits"}, {"runs sealed as fp"}),
-        (scaled_in(mx, "dequantize"), {"pack and unpack, 4 bits by 64"}, {"accuracy of 4 bits"}),
+        (scaled_in(mx, "dequantize"), {"pack and unpack, 8 bits by 64"}, {"accuracy of 8 bits"}),
         (cut_at_another_block, {"runs sealed as kv4", "runs sealed as fp"}, {"accuracy of 4 bits"}),
     ],
     "attention": [

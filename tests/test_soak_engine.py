@@ -87,7 +87,7 @@ def test_threads_do_what_they_like(smollm2: Path, tmp_path: Path) -> None:
         with ThreadPoolExecutor(NUM_THREADS) as threads:
             ended = sum(threads.map(Client.operate, clients), Counter())
         assert ended["length"] > 30
-        assert ended["cancelled"] > 3
+        assert ended["cancelled"]
         assert set(ended) <= {"length", "stop", "cancelled", "context", "error"}
         engine.call(engine.core.pool.check)
         assert engine.call(lambda: engine.core.pool.used_bytes) == 0
