@@ -122,9 +122,7 @@ def test_it_goes_with_its_run() -> None:
 @pytest.fixture
 def runner() -> Iterator[ModelRunner]:
     runner = ModelRunner(tiny.make("llama"), EngineConfig(kv_format="kv4"))
-    runner.pool.read_backs = backs = ReadBacks(True)
-    for cache in runner.pool.caches:
-        cache._read_backs = backs
+    runner.pool.read_backs._keeps = True
     yield runner
     runner.pool.check()
 
