@@ -8,7 +8,7 @@ import os
 from edgecortex.errors import ConfigError
 
 DEVICES = ("cpu", "gpu")
-_VARIABLE = "EDGECORTEX_BENCH_DEVICE"
+VARIABLE = "EDGECORTEX_BENCH_DEVICE"
 
 
 def use_device(name: str) -> None:
@@ -27,8 +27,8 @@ def use_device(name: str) -> None:
             f"MLX has no {name} on this machine; what it has, `edgecortex doctor` shows"
         )
     mx.set_default_device(device)
-    os.environ[_VARIABLE] = name
+    os.environ[VARIABLE] = name
 
 
-if _chosen := os.environ.get(_VARIABLE):
+if _chosen := os.environ.get(VARIABLE):
     use_device(_chosen)

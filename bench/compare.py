@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgecortex.bench import side, ttft
+from edgecortex.bench.journal import work_folder
 from edgecortex.bench.report import Report, Row, make_report, median, spread
 from edgecortex.bench.text import english_once, passages, prompts
 from edgecortex.bench.ttft_ours import NUM_GENERATED
@@ -123,7 +124,7 @@ def measure(
 def compare(model: str, work: Work, progress: Progress, gguf: Path | None = None) -> Report:
     """As `measure`, on work of any size."""
     given = ttft.given_gguf(gguf, model)
-    with side.work_folder() as folder:
+    with work_folder() as folder:
         found = _Comparison(str(resolve(model)), given, work, Path(folder), progress)
         found.run()
     rounds = [
@@ -179,12 +180,12 @@ class _Comparison:
         for row in self.rows:
             row["check"] = self._wrong.get(row["side"], "ok")
 
-    def _do(self, name: str, job: str, **arguments: Any) -> Any:
+    def _do(self, name: str, job: str, makes: str = "", **arguments: Any) -> Any:
         """A job of a side; None once a peer's has failed, which leaves it out from there on."""
         module, variant = SIDES[name]
         path = self._gguf if name in LLAMA else self._path
         try:
-            return side.run(module, job, path=path, variant=variant, **arguments)
+            return side.run(module, job, makes, path=path, variant=variant, **arguments)
         except EdgeCortexError as error:
             if name == OURS:
                 raise
@@ -195,9 +196,7 @@ class _Comparison:
             return None
 
     def _store(self, name: str) -> str:
-        folder = self._folder / name
-        folder.mkdir(exist_ok=True)
-        return str(folder)
+        return str(self._folder / name)
 
     def _prompts(self) -> list[list[int]]:
         """For each agent of the largest scenario, ids of which its prompts are the beginnings; the
@@ -214,7 +213,8 @@ class _Comparison:
         contexts = [self._context(tokens)[:-1] for tokens in self._work.contexts]
         for name in [*self._sides]:
             self._progress(f"{name}: reading and storing {max(self._work.contexts):,} tokens")
-            found = self._do(name, "save", store=self._store(name), prompts=contexts)
+            store = self._store(name)
+            found = self._do(name, "save", store, store=store, prompts=contexts)
             self.rows += [{"what": "kv", "side": name, **row} for row in found or []]
 
     def _first_tokens(self, tokens: int, number: int) -> None:
@@ -226,7 +226,7 @@ class _Comparison:
     def _first_token(self, name: str, state: str, tokens: int, number: int) -> None:
         ids = self._context(tokens)
         files = {s: self._folder / f"{name}-{s}-{tokens}.npy" for s in ("cold", "restored")}
-        common = {"store": self._store(name), "num_tokens": NUM_GENERATED}
+        common: Row = {"store": self._store(name), "num_tokens": NUM_GENERATED}
         found = self._do(name, state, ids=ids, logits=str(files[state]), **common)
         if found is None:
             return
@@ -261,7 +261,7 @@ class _Comparison:
             ]
             for scenario in chosen
         }
-        times = {"num_steps": self._work.num_steps, "max_s": self._work.max_s}
+        times: Row = {"num_steps": self._work.num_steps, "max_s": self._work.max_s}
         for row in self._do(name, "decode", scenarios=scenarios, **times) or []:
             said = row.pop("said")
             for prompt, answer in zip(scenarios[row["scenario"]], said, strict=True):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgecortex.bench import side
+from edgecortex.bench.journal import work_folder
 from edgecortex.bench.report import Report, Row, make_report, median
 from edgecortex.config import EngineConfig
 from edgecortex.kv.format import AUTO, KV4
@@ -85,7 +86,7 @@ def measure(
     """
     plan = plan or (QUICK if quick else Plan())
     path = str(resolve(model))
-    with side.work_folder() as folder:
+    with work_folder() as folder:
         own = _River(model, path, f"{folder}/own", AUTO, plan, progress)
         own.keep()
         rows = own.memory(plan.resident)
@@ -94,7 +95,8 @@ def measure(
         if plan.published:
             progress(f"a model of {QWEN}")
             made = f"{folder}/qwen"
-            side.run("council_geometry", "make", folder=made, tokenizer_of=path, shape=QWEN25_05B)
+            shape = {"tokenizer_of": path, "shape": QWEN25_05B}
+            side.run("council_geometry", "make", makes=made, folder=made, **shape)
             peer = _River(QWEN, made, f"{folder}/peer", KV4.name, plan, progress)
             peer.keep()
             rows += peer.memory(plan.published, PUBLISHED_MB)
@@ -121,7 +123,7 @@ class _River:
 
     def keep(self) -> None:
         self.progress(f"{self.model}: reading a River of {self.plan.river_tokens:,} tokens")
-        self._run("council_river", "keep", tokens=self.plan.river_tokens)
+        self._run("council_river", "keep", makes=self.store, tokens=self.plan.river_tokens)
 
     def memory(
         self, numbers: Sequence[int], published: Mapping[int, float] | None = None

@@ -27,7 +27,7 @@ def make(folder: str, tokenizer_of: str, shape: dict[str, Any]) -> int:
     model = Model(ModelArgs.from_dict(config))
     model.set_dtype(mx.bfloat16)
     weights = dict(tree_flatten(model.parameters()))
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for file in source.glob("tokenizer*"):
         shutil.copy(file, target)
     (target / "config.json").write_text(json.dumps(config))

@@ -4,6 +4,7 @@ agents of a large model fit in memory."""
 from collections.abc import Callable
 
 from edgecortex.bench import side
+from edgecortex.bench.journal import work_folder
 from edgecortex.bench.report import Report, Row, make_report
 from edgecortex.models import resolve
 
@@ -32,8 +33,11 @@ def measure(model: str, progress: Progress, quick: bool = False) -> Report:
     """
     path = str(resolve(model))
     progress(f"storing {STORED['agents']} agents of {STORED['tokens']:,} tokens")
-    with side.work_folder() as folder:
-        rows: list[Row] = side.run("memory_disk", "disk", path=path, folder=folder, **STORED)
+    with work_folder() as folder:
+        made = f"{folder}/stores"
+        rows: list[Row] = side.run(
+            "memory_disk", "disk", makes=made, path=path, folder=made, **STORED
+        )
     for tokens in (8192,) if quick else AGENT_TOKENS:
         progress(f"agents of {tokens:,} tokens into {BUDGET / 1e9:.1f} GB of memory")
         rows += agents(tokens, BUDGET, GEMMA3_12B)

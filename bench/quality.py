@@ -14,6 +14,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from edgecortex import gate
+from edgecortex.bench.journal import once
 from edgecortex.bench.report import Report, Row, make_report, median
 from edgecortex.bench.rivals import RIVALS, RivalReader
 from edgecortex.bench.text import english
@@ -79,7 +80,8 @@ def measure(model: str, windows: dict[int, int], progress: Callable[[str], None]
         for number, ids in enumerate(_passages(loaded, length, count), 1):
             progress(f"{length:,} tokens, window {number} of {count}")
             chosen = starts if length == min(windows) else _without_rivals(starts)
-            for name, part in _compare(chosen, ids).items():
+            found = once(["quality", length, number], partial(_compare, chosen, ids))
+            for name, part in found.items():
                 parts[name].append(part)
         rows += [_summary(name, length, parts[name], parts["fp"]) for name in parts]
     ours = [row for row in rows if row["format"] == default]

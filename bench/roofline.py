@@ -21,6 +21,7 @@ import numpy as np
 from edgecortex import cpu, gate
 from edgecortex.bench import side, ttft_ours
 from edgecortex.bench.asking import ask, finish
+from edgecortex.bench.journal import work_folder
 from edgecortex.bench.report import Report, Row, make_report, median
 from edgecortex.bench.text import prompts
 from edgecortex.config import EngineConfig
@@ -84,7 +85,7 @@ def roofline(
     for tokens in contexts:
         progress(f"reading {tokens:,} tokens")
         rows.append(_prefill(core, work, rates, tokens))
-    with side.work_folder() as folder:
+    with work_folder() as folder:
         progress("the disk")
         rows += _disk(Path(folder), _kv_nbytes(core, contexts[-1]))
         rows += _restored(str(path), folder, contexts, progress)
@@ -289,7 +290,7 @@ def _evaluate(function: Callable[[mx.array], mx.array], x: mx.array) -> None:
 def _disk(folder: Path, num_bytes: int) -> list[Row]:
     """Reading a file of so many bytes, from the page cache and without it."""
     file = folder / "plain" / "file"
-    file.parent.mkdir()
+    file.parent.mkdir(exist_ok=True)
     file.write_bytes(os.urandom(num_bytes))
     states = {"disk, page cache": False}
     if hasattr(os, "posix_fadvise"):
@@ -346,12 +347,13 @@ def _kv_nbytes(core: EngineCore, tokens: int) -> int:
 def _restored(path: str, folder: str, contexts: Sequence[int], progress: Progress) -> Iterator[Row]:
     """Contexts on disk, each restored in a new process."""
     progress(f"storing {contexts[-1]:,} tokens")
-    side.run("ttft_ours", "save", path=path, store=folder, contexts=list(contexts))
+    stores = f"{folder}/stores"
+    side.run("ttft_ours", "save", makes=stores, path=path, store=stores, contexts=list(contexts))
     for tokens in contexts:
         progress(f"restoring {tokens:,} tokens")
-        about = {"tokens": tokens, "new_tokens": 1, "logits": f"{folder}/{tokens}.npy"}
+        about: Row = {"tokens": tokens, "new_tokens": 1, "logits": f"{folder}/{tokens}.npy"}
         found = side.run(
-            "ttft_ours", "warm", path=path, store=f"{folder}/{tokens}", dropped=False, **about
+            "ttft_ours", "warm", path=path, store=f"{stores}/{tokens}", dropped=False, **about
         )
         read_s = side.run("ttft_ours", "read", files=found["files"], dropped=False)
         limit = read_s + found["step_s"]

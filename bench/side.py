@@ -1,41 +1,53 @@
 """Parts of a benchmark that run in processes of their own: a job as JSON in, its result out."""
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgecortex.bench.journal import once
 from edgecortex.errors import EdgeCortexError
-from edgecortex.paths import home
 
 Job = Callable[..., Any]
-PREFIX, LOCK = ".bench-work-", "lock"
 
 
-def run(module: str, job: str, **arguments: Any) -> Any:
+def run(module: str, job: str, makes: str = "", **arguments: Any) -> Any:
     """Does a job of `edgecortex.bench.<module>` in a new process.
 
+    Args:
+        makes: a folder that the job fills: it finds it empty, whatever one that was stopped has
+            left there.
+
     Raises:
         EdgeCortexError: it failed.
     """
+
+    def do() -> Any:
+        if makes:
+            shutil.rmtree(makes, ignore_errors=True)
+            os.makedirs(makes)
+        return _answer(f"the job {job!r} of {module}", f"bench.{module}", text=text)
+
     text = json.dumps([job, arguments])
-    return answer(f"the job {job!r} of {module}", f"bench.{module}", text=text)
+    return once([module, job, arguments], do)
 
 
-def answer(title: str, module: str, *arguments: str, text: str = "", **variables: str) -> Any:
-    """What the module `edgecortex.<module>` prints as JSON, run in a new process on this input
-    and with these environment variables.
+def answer(title: str, module: str, *arguments: str, **variables: str) -> Any:
+    """What the module `edgecortex.<module>` prints as JSON, run in a new process with these
+    environment variables.
 
     Raises:
         EdgeCortexError: it failed.
     """
+    asked = [module, arguments, variables]
+    return once(asked, lambda: _answer(title, module, *arguments, **variables))
+
+
+def _answer(title: str, module: str, *arguments: str, text: str = "", **variables: str) -> Any:
     # Modules are looked for where this process has its own, not in the current folder.
     environment = os.environ | {"PYTHONSAFEPATH": "1"} | variables
     done = subprocess.run(
@@ -55,23 +67,6 @@ def serve(jobs: Mapping[str, Job]) -> None:
         print(json.dumps(jobs[job](**arguments)))
     except EdgeCortexError as error:
         sys.exit(str(error))
-
-
-@contextlib.contextmanager
-def work_folder() -> Iterator[str]:
-    """A folder for one run, on the disk that stores are usually on: elsewhere may be memory.
-    Those that killed processes left behind are removed."""
-    home().mkdir(parents=True, exist_ok=True)
-    for path in home().glob(f"{PREFIX}*/{LOCK}"):
-        with contextlib.suppress(OSError), path.open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path.parent, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=home()) as folder:
-        begun = Path(folder) / f"{LOCK}.begun"
-        with begun.open("w") as lock:  # nobody sees it before it is locked
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            begun.rename(Path(folder) / LOCK)
-            yield folder
 
 
 def size_of(folder: Path, pattern: str = "*") -> int:

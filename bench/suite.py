@@ -9,13 +9,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgecortex import doctor
-from edgecortex.bench import render
+from edgecortex import bench, doctor
+from edgecortex.bench import journal, render
 from edgecortex.bench.benches import BENCHES
+from edgecortex.bench.journal import Journal
 from edgecortex.bench.report import Report, machine, make_report, read_report
 from edgecortex.errors import ConfigError, EdgeCortexError, PromptError
 
@@ -46,6 +48,28 @@ def measure(name: str, model: str, quick: bool, given: dict[str, Any], progress:
     if "text" in settings:
         found["settings"]["text"] = str(source or OWN_TEXT)
     return found
+
+
+def resumable(
+    name: str, model: str, quick: bool, given: dict[str, Any], again: bool
+) -> AbstractContextManager[Journal]:
+    """What keeps the parts of such a run, for one with the same settings here.
+
+    Raises:
+        EdgeCortexError: it is running just now.
+    """
+    settings = {key: _told(value) for key, value in given.items()}
+    here = [doctor.versions(), machine(), os.environ.get(bench.VARIABLE)]
+    return journal.resumable(name, [model, quick, settings, here], again)
+
+
+def _told(value: Any) -> Any:
+    """A setting as JSON; a file is another one when it has changed."""
+    if not isinstance(value, Path):
+        return value
+    if not value.exists():
+        return str(value)
+    return [str(value.absolute()), value.stat().st_size, value.stat().st_mtime_ns]
 
 
 # Benchmarks whose sizes are in an object of their own.
@@ -118,13 +142,14 @@ class Record:
     def __init__(
         self, folder: Path, model: str, quick: bool, again: bool, gguf: Path | None = None
     ) -> None:
-        self.folder, self.quick = folder, quick
+        self.folder, self.quick, self.again = folder, quick, again
         self.settings = {
             "model": model,
             "quick": quick,
             "gguf": str(gguf.absolute()) if gguf else None,
             "machine": machine(),
             "versions": doctor.versions(),
+            "code": journal.code(),
         }
         old = self._read()
         self.seconds: dict[str, float] = {}
@@ -255,10 +280,10 @@ def duration(seconds: float) -> str:
 def command(record: Record, name: str) -> list[str]:
     """What runs a benchmark and writes its results into the record's folder."""
     options = ["--model", str(record.settings["model"]), "--out", str(record.folder.absolute())]
-    quick = ["--quick"] if record.quick else []
-    gguf = record.settings["gguf"] if name in WITH_LLAMA_CPP else None
-    more = [*quick, *(["--gguf", str(gguf)] if gguf else [])]
-    return [sys.executable, "-m", "edgecortex.cli.main", "bench", name, *options, *more]
+    options += ["--quick"] * record.quick + ["--again"] * record.again
+    if name in WITH_LLAMA_CPP and (gguf := record.settings["gguf"]):
+        options += ["--gguf", str(gguf)]
+    return [sys.executable, "-m", "edgecortex.cli.main", "bench", name, *options]
 
 
 def _run_one(record: Record, name: str, head: str, say: Say) -> str | None:

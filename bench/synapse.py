@@ -8,11 +8,13 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import mean, stdev
 
 import mlx.core as mx
 
 from edgecortex import gate
+from edgecortex.bench.journal import once
 from edgecortex.bench.report import ROUNDS, Report, Row, groups, make_report, spread
 from edgecortex.bench.text import passages
 from edgecortex.config import EngineConfig
@@ -51,7 +53,8 @@ def measure(
         passages(loaded.tokenizer, contexts, tokens + SCORED, text), 1
     ):
         progress(f"context {number} of {contexts}")
-        for name, row in _passage(runner, passage, tokens, kept, number).items():
+        part = partial(_passage, runner, passage, tokens, kept, number)
+        for name, row in once(["synapse", number], part).items():
             found.setdefault(name, []).append(row)
     rows, by_group = _rows(found), [_figures(_rows(found, at)) for at in groups(contexts)]
     settings: Row = {"model": model, "kv_format": config.kv_format}

@@ -5,6 +5,7 @@ Every job is a process of its own: ours and mlx-lm's in turns, size by size, rou
 
 import importlib.util
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgecortex.bench import side
+from edgecortex.bench.journal import work_folder
 from edgecortex.bench.phases import STAGES
 from edgecortex.bench.report import Report, Row, make_report, median, spread
 from edgecortex.errors import EdgeCortexError
@@ -64,7 +66,7 @@ def measure(
     path, given = str(resolve(model)), given_gguf(gguf, model)
     times: Times = defaultdict(list)
     savings: list[Row] = []
-    with side.work_folder() as folder:
+    with work_folder() as folder:
         rounds = _Rounds(path, given, Path(folder), times, progress)
         rounds.save(contexts)
         for number in range(1, repeat + 1):
@@ -122,12 +124,14 @@ class _Rounds:
     ) -> None:
         self._path, self._gguf, self._folder = path, gguf, folder
         self._times, self._progress = times, progress
+        self._stores = folder / "stores"
         self._num_empty = 0
 
     def save(self, contexts: Sequence[int]) -> None:
         """Stores a context of each size."""
         self._progress(f"reading and storing {max(contexts):,} tokens")
-        self._ours("save", store=str(self._folder), contexts=list(contexts))
+        stores = str(self._stores)
+        self._ours("save", makes=stores, store=stores, contexts=list(contexts))
 
     def measure(self, tokens: int, more: Sequence[int], where: str) -> None:
         """All states at one size, once for each number of new tokens."""
@@ -149,7 +153,11 @@ class _Rounds:
     def saving(self, tokens: int) -> Row:
         """What storing a context costs agents that decode."""
         self._progress(f"agents decode while {tokens:,} tokens are stored")
-        found = self._ours("saving", store=self._store(tokens), tokens=tokens)
+        # Of each round its own: what is stored already would not be written again.
+        store = self._folder / "saving"
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(self._store(tokens), store)
+        found = self._ours("saving", store=str(store), tokens=tokens)
         rates = found["beside_tokens_per_s"] / found["without_tokens_per_s"]
         return {"tokens": tokens, "slowdown_pct": 100 * (1 - rates), **found}
 
@@ -160,12 +168,13 @@ class _Rounds:
         self._num_empty += 1
         store = str(self._folder / f"empty-{self._num_empty}")
         logits = self._logits("cold", tokens, new_tokens)
-        arguments = {"tokens": tokens, "new_tokens": new_tokens, "logits": logits}
-        self._note("cold", tokens, new_tokens, self._ours("cold", store=store, **arguments))
+        arguments: Row = {"tokens": tokens, "new_tokens": new_tokens, "logits": logits}
+        found = self._ours("cold", makes=store, store=store, **arguments)
+        self._note("cold", tokens, new_tokens, found)
 
     def _warm(self, tokens: int, new_tokens: int, dropped: bool) -> None:
         logits = self._logits("warm", tokens, new_tokens)
-        arguments = {"tokens": tokens, "new_tokens": new_tokens, "logits": logits}
+        arguments: Row = {"tokens": tokens, "new_tokens": new_tokens, "logits": logits}
         found = self._ours("warm", store=self._store(tokens), dropped=dropped, **arguments)
         name = f"{tokens:,} + {new_tokens} tokens"
         truth = np.load(self._logits("cold", tokens, new_tokens))
@@ -181,7 +190,7 @@ class _Rounds:
             self._note("hot", tokens, new_tokens, {"ttft_s": hot, "step_s": found["step_s"]})
 
     def _peers(self, tokens: int, new_tokens: int, say: Progress) -> None:
-        arguments = {"path": self._path, "tokens": tokens, "new_tokens": new_tokens}
+        arguments: dict[str, Any] = {"path": self._path, "tokens": tokens, "new_tokens": new_tokens}
         if tokens <= MLX_LM_MOST:
             say("mlx-lm")
             found = side.run("ttft_mlx_lm", "cold", **arguments)
@@ -192,7 +201,7 @@ class _Rounds:
             self._note("llama_cpp", tokens, new_tokens, found)
 
     def _store(self, tokens: int) -> str:
-        return str(self._folder / str(tokens))
+        return str(self._stores / str(tokens))
 
     def _logits(self, state: str, tokens: int, new_tokens: int) -> str:
         return str(self._folder / f"{state}-{tokens}-{new_tokens}.npy")

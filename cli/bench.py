@@ -8,6 +8,7 @@ import typer
 from edgecortex.bench.benches import BENCHES
 from edgecortex.cli import bench_all, options
 from edgecortex.cli.bench_options import (
+    Again,
     Agents,
     AsJson,
     Contexts,
@@ -45,6 +46,7 @@ def ttft(
     ] = None,
     device: Device = None,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -58,7 +60,7 @@ def ttft(
     if plot:
         check_plot(plot)
     given = {"contexts": counts(contexts, "--contexts"), "repeat": repeat, "gguf": gguf}
-    found = _measure("ttft", model, device, quick, out, as_json, **given)
+    found = _measure("ttft", model, device, quick, again, out, as_json, **given)
     if plot:
         draw(found, plot)
 
@@ -69,6 +71,7 @@ def decode(
     repeat: Repeat = None,
     device: Device = None,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -77,7 +80,7 @@ def decode(
     With --quick two slow ones are left out: agents that decode while another one
     reads a prompt, and mlx-lm's batch of prompts of unequal length.
     """
-    _measure("decode", model, device, quick, out, as_json, repeat=repeat)
+    _measure("decode", model, device, quick, again, out, as_json, repeat=repeat)
 
 
 @app.command()
@@ -85,6 +88,7 @@ def memory(
     model: options.Model = options.DEFAULT_MODEL,
     device: Device = None,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -92,7 +96,7 @@ def memory(
 
     With --quick agents of 8,192 tokens only are counted in memory.
     """
-    _measure("memory", model, device, quick, out, as_json)
+    _measure("memory", model, device, quick, again, out, as_json)
 
 
 @app.command()
@@ -116,6 +120,7 @@ def quality(
     ] = None,
     device: Device = None,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -124,7 +129,7 @@ def quality(
     numbers = {1024: windows or chosen[1024]}
     numbers[4096] = chosen.get(4096, 0) if long_windows is None else long_windows
     given = {length: number for length, number in numbers.items() if number}
-    _measure("quality", model, device, quick, out, as_json, windows=given)
+    _measure("quality", model, device, quick, again, out, as_json, windows=given)
 
 
 @app.command()
@@ -133,6 +138,7 @@ def council(
     agents: Agents = None,
     device: Device = None,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -141,7 +147,7 @@ def council(
     Up to 1,000 Streams are resident and up to 100 busy, with --quick 100 and 16.
     """
     given = {"agents": counts(agents, "--agents")}
-    _measure("council", model, device, quick, out, as_json, **given)
+    _measure("council", model, device, quick, again, out, as_json, **given)
 
 
 @app.command()
@@ -151,11 +157,12 @@ def synapse(
     text: OwnText = None,
     device: Device = None,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """What a few landmarks are worth, against as many sinks and recent tokens."""
-    _measure("synapse", model, device, quick, out, as_json, contexts=passages, text=text)
+    _measure("synapse", model, device, quick, again, out, as_json, contexts=passages, text=text)
 
 
 @app.command()
@@ -165,11 +172,12 @@ def injection(
     text: OwnText = None,
     device: Device = None,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """What an injected thought does, against the same words pasted; and the gate."""
-    _measure("injection", model, device, quick, out, as_json, contexts=passages, text=text)
+    _measure("injection", model, device, quick, again, out, as_json, contexts=passages, text=text)
 
 
 @app.command()
@@ -180,6 +188,7 @@ def compare(
     gguf: Gguf = None,
     device: Device = None,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -189,7 +198,7 @@ def compare(
     Contexts have 512, 2,048 and 4,096 tokens, with --quick 512.
     """
     given = {"contexts": counts(contexts, "--contexts"), "rounds": repeat, "gguf": gguf}
-    _measure("compare", model, device, quick, out, as_json, **given)
+    _measure("compare", model, device, quick, again, out, as_json, **given)
 
 
 @app.command()
@@ -198,6 +207,7 @@ def roofline(
     contexts: Contexts = None,
     device: Device = None,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -206,7 +216,7 @@ def roofline(
     Contexts have 512, 2,048 and 4,096 tokens, with --quick 512.
     """
     given = {"contexts": counts(contexts, "--contexts")}
-    _measure("roofline", model, device, quick, out, as_json, **given)
+    _measure("roofline", model, device, quick, again, out, as_json, **given)
 
 
 @app.command()
@@ -215,6 +225,7 @@ def workflow(
     repeat: Repeat = None,
     device: Device = None,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -223,18 +234,19 @@ def workflow(
     The workflows that come along are run, each in new processes; with --quick
     only one, the prisoner's dilemma.
     """
-    _measure("workflow", model, device, quick, out, as_json, repeat=repeat)
+    _measure("workflow", model, device, quick, again, out, as_json, repeat=repeat)
 
 
 @app.command()
 def blas(
     model: options.Model = options.DEFAULT_MODEL,
     quick: Quick = False,
+    again: Again = False,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Time to read 512 tokens, with our BLAS and with the MLX wheel's own."""
-    _measure("blas", model, None, quick, out, as_json)
+    _measure("blas", model, None, quick, again, out, as_json)
 
 
 def _measure(
@@ -242,6 +254,7 @@ def _measure(
     model: str,
     device: str | None,
     quick: bool,
+    again: bool,
     out: Path | None,
     as_json: bool,
     **given: Any,
@@ -251,11 +264,14 @@ def _measure(
     from edgecortex.cli import measuring
 
     measuring.prepare(model, device, out, given.get("gguf"))
-    with measuring.progress(_expected_s(name, quick, given)) as progress:
-        found = suite.measure(name, model, quick, given, progress)
-        if out:
-            progress(f"drawing into {out}")
-            render.save(found, out, name)
+    with measuring.going_on(), suite.resumable(name, model, quick, given, again) as parts:
+        if parts.num_parts:
+            measuring.note(f"{parts.num_parts} parts are complete since an earlier start")
+        with measuring.progress(_expected_s(name, quick, given) - parts.spent_s) as progress:
+            found = suite.measure(name, model, quick, given, progress)
+            if out:
+                progress(f"drawing into {out}")
+                render.save(found, out, name)
     report.show(found, as_json)
     if out:
         measuring.note_missing_plots()

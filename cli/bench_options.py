@@ -69,6 +69,10 @@ Device = Annotated[
     ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Measure less, in a minute or two.")]
+Again = Annotated[
+    bool,
+    typer.Option("--again", help="Begin anew, not where an earlier start was stopped."),
+]
 Out = Annotated[
     Path | None,
     typer.Option(

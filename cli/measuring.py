@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from math import ceil
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
@@ -14,6 +15,7 @@ from rich.text import Text
 from edgecortex import bench, models
 from edgecortex.bench import plot, render
 from edgecortex.bench.suite import Pace, duration
+from edgecortex.cli import options
 from edgecortex.cli.models import progress_bar
 from edgecortex.errors import EdgeCortexError
 
@@ -40,6 +42,16 @@ def note(text: str) -> None:
 def note_missing_plots() -> None:
     if not plot.available():
         note(render.NO_PLOTS)
+
+
+@contextlib.contextmanager
+def going_on() -> Iterator[None]:
+    """Says what a Ctrl-C leaves."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note("stopped; the same command goes on from there within a week, with --again anew")
+        raise typer.Exit(options.INTERRUPTED) from None
 
 
 @contextlib.contextmanager

@@ -196,7 +196,7 @@ def test_the_command_says_all_settings(folder: Path) -> None:
     quick = suite.command(suite.Record(folder, "m", True, False), "ttft")
     assert quick[3:] == ["bench", "ttft", "--model", "m", "--out", str(folder), "--quick"]
     full = suite.command(suite.Record(folder, "m", False, True), "ttft")
-    assert full == quick[:-1]
+    assert full == [*quick[:-1], "--again"]
     gguf = Path("a.gguf")
     record = suite.Record(folder, "m", False, True, gguf)
     for name in ("ttft", "compare"):
