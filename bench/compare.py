@@ -9,7 +9,7 @@ after a context and one more token), and `decode`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import numpy as np
 
 from edgecortex.bench import side, ttft
 from edgecortex.bench.journal import work_folder
-from edgecortex.bench.report import Report, Row, make_report, median, spread
+from edgecortex.bench.report import Report, Row, make_report, median
+from edgecortex.bench.side import BLOCKS
 from edgecortex.bench.text import english_once, passages, prompts
 from edgecortex.bench.ttft_ours import NUM_GENERATED
 from edgecortex.errors import EdgeCortexError
@@ -37,6 +38,7 @@ SIDES = {  # each one's module and variant
 }
 LLAMA = [name for name, (module, _) in SIDES.items() if module == "compare_llama_cpp"]
 ALONE = ("mlx-lm 4-bit",)  # has no batch
+TIMED = (OURS, "mlx-lm", "llama.cpp")  # whose times are figures
 EXACT = ("mlx-lm", OURS_FP)  # they compute the same numbers, but for rounding
 NEAR_TIE_16_BITS = 0.5  # nats; two logits of 16 bits may each be off by a quarter
 # Mean nats by which the tokens of an answer are less likely than the likeliest. 4-bit KV comes to
@@ -66,15 +68,16 @@ class Work:
     max_s: float
     num_windows: int
     window: int = 512
+    quick: bool = False  # time only sides whose times are figures, and let all decode once
 
 
 FULL = Work((512, 2048, 4096), 3, AGENTS, 48, 20.0, 4)
 # mlx-lm takes minutes to read a long prompt beside many short ones, so fewer must do here.
 QUICK_AGENTS = {
-    **{name: AGENTS[name] for name in ("decode1", "decode16")},
-    "mixed4": [512, 64, 64, 64],
+    **{name: AGENTS[name] for name in ("decode1", "decode8")},
+    "mixed4": [256, 64, 64, 64],
 }
-QUICK = Work((512,), 1, QUICK_AGENTS, 12, 4.0, 1)
+QUICK = Work((256,), 2, QUICK_AGENTS, 16, 4.0, 1, window=256, quick=True)
 
 LESS, MORE = "below 1", "above 1"
 # Of each kind of rows: what is held against the others, in which direction, and against whom a
@@ -127,11 +130,9 @@ def compare(model: str, work: Work, progress: Progress, gguf: Path | None = None
     with work_folder() as folder:
         found = _Comparison(str(resolve(model)), given, work, Path(folder), progress)
         found.run()
-    rounds = [
-        _figures([r for r in found.rows if r.get("round", number) == number])
-        for number in range(1, work.rounds + 1)
-    ]
-    figures = _figures(found.rows)
+    rows = ratios(found.rows)
+    figures = {name: row["ratio"] for name, row in _told(rows)}
+    spreads = {name: [row["least"], row["most"]] for name, row in _told(rows) if "least" in row}
     settings = {
         "model": model,
         **asdict(work),
@@ -141,8 +142,7 @@ def compare(model: str, work: Work, progress: Progress, gguf: Path | None = None
         "max_regret_nats": MAX_REGRET,
         "definitions": DEFINITIONS,
     }
-    rows = [*ratios(found.rows), *found.rows]
-    return make_report("compare", settings, figures, rows, spread(figures, rounds))
+    return make_report("compare", settings, figures, [*rows, *found.rows], spreads)
 
 
 def near_tie() -> float:
@@ -173,8 +173,10 @@ class _Comparison:
         for number in range(1, self._work.rounds + 1):
             for tokens in self._work.contexts:
                 self._first_tokens(tokens, number)
-            self._decode(number)
-        self._full_precision()
+            if number == 1 or not self._work.quick:
+                self._decode(number)
+        if not self._work.quick:
+            self._full_precision()
         self._kl()
         self._judge()
         for row in self.rows:
@@ -185,7 +187,7 @@ class _Comparison:
         module, variant = SIDES[name]
         path = self._gguf if name in LLAMA else self._path
         try:
-            return side.run(module, job, makes, path=path, variant=variant, **arguments)
+            return side.run(module, job, makes=makes, path=path, variant=variant, **arguments)
         except EdgeCortexError as error:
             if name == OURS:
                 raise
@@ -194,6 +196,9 @@ class _Comparison:
             self._wrong.setdefault(name, f"its job {job!r} failed: {reason}")
             self.rows.append({"what": "left out", "side": name})
             return None
+
+    def _timed(self) -> list[str]:
+        return [n for n in self._sides if not self._work.quick or n in TIMED]
 
     def _store(self, name: str) -> str:
         return str(self._folder / name)
@@ -219,7 +224,7 @@ class _Comparison:
 
     def _first_tokens(self, tokens: int, number: int) -> None:
         for state in ("cold", "restored"):
-            for name in [*self._sides]:
+            for name in self._timed():
                 self._progress(f"{name}: {state}, {tokens:,} tokens, round {number}")
                 self._first_token(name, state, tokens, number)
 
@@ -245,7 +250,7 @@ class _Comparison:
 
     def _decode(self, number: int) -> None:
         alone = [name for name, lengths in self._work.agents.items() if len(lengths) == 1]
-        for name in [*self._sides]:
+        for name in self._timed():
             self._scenarios(name, alone if name in ALONE else [*self._work.agents], number)
 
     def _full_precision(self) -> None:
@@ -253,7 +258,7 @@ class _Comparison:
         self._scenarios(OURS_FP, [list(self._work.agents)[-1]], 1)
 
     def _scenarios(self, name: str, chosen: list[str], number: int) -> None:
-        self._progress(f"{name}: decoding, round {number} of {self._work.rounds}")
+        self._progress(f"{name}: decoding, round {number}")
         scenarios = {
             scenario: [
                 ids[:length]
@@ -266,8 +271,9 @@ class _Comparison:
             said = row.pop("said")
             for prompt, answer in zip(scenarios[row["scenario"]], said, strict=True):
                 self._note(name, prompt, answer)
-            about = {"what": "decode", "side": name, "agents": len(said), "round": number}
-            self.rows.append({**about, **row})
+            about = {"what": "decode", "side": name, "agents": len(said)}
+            for block, rate in enumerate(row.pop("tokens_per_s"), BLOCKS * (number - 1) + 1):
+                self.rows.append({**about, "round": block, **row, "tokens_per_s": rate})
 
     def _kl(self) -> None:
         self._progress("KL of each KV format")
@@ -314,7 +320,8 @@ class _Comparison:
 
 
 def ratios(rows: Sequence[Row]) -> list[Row]:
-    """Ours over each other's, in every metric and at every size; medians over the rounds."""
+    """Ours over each other's, in every metric and at every size; medians over the rounds, and
+    the least and the most that any two rounds give, where there are several."""
     wrong = {row["side"] for row in rows if row["check"] != "ok"}
     found = []
     for metric, what, key, better, _ in METRICS:
@@ -328,6 +335,9 @@ def ratios(rows: Sequence[Row]) -> list[Row]:
                 row = {"what": "ratio", "metric": metric or place, "at": place, "over": name}
                 row |= {"ours": median(ours), "theirs": median(theirs)}
                 row["ratio"] = row["ours"] / row["theirs"]
+                if len(ours) > 1:
+                    row["least"] = min(ours) / max(theirs)
+                    row["most"] = max(ours) / min(theirs)
                 row["better"] = better
                 row["verdict"] = _verdict(row["ratio"], better, sorted(wrong & {OURS, name}))
                 found.append(row)
@@ -347,15 +357,13 @@ def _verdict(ratio: float, better: str, wrong: Sequence[str]) -> str:
     return f"better {gain:.3g}x" if gain > 1 else f"worse {1 / gain:.3g}x"
 
 
-def _figures(rows: Sequence[Row]) -> dict[str, float]:
-    """Ratios that are valid, of the longest context."""
+def _told(rows: Sequence[Row]) -> Iterator[tuple[str, Row]]:
+    """Ratios that are figures, by their names: valid ones, that of the longest context last."""
     told = {(metric or None, name) for metric, *_, names in METRICS for name in names}
-    figures = {}
-    for row in ratios(rows):
+    for row in rows:
         metric = None if row["metric"] == row["at"] else row["metric"]
         if (metric, row["over"]) in told and not row["verdict"].startswith(NOT_VALID):
-            figures[f"compare.{row['metric']}_over_{_slug(row['over'])}"] = row["ratio"]
-    return figures
+            yield f"compare.{row['metric']}_over_{_slug(row['over'])}", row
 
 
 def _slug(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgecortex.bench.side import serve
+from edgecortex.bench.side import rates, serve
 
 BATCH = 512  # tokens at a time
 Part = tuple[int, Sequence[int]]  # a sequence, and its next tokens
@@ -182,14 +182,15 @@ def _decode(
     llama = Llama(path, variant, longest, len(prompts))
     begun = time.perf_counter()
     said = [[int(llama.feed([(i, prompts[i])])[0].argmax())] for i in agents]
-    start, count = time.perf_counter(), 0
-    while count < num_steps and time.perf_counter() - start < max_s:
+    first = time.perf_counter() - begun
+
+    def step() -> int:
         best = llama.feed([(i, said[i][-1:]) for i in agents]).argmax(axis=-1)
         for i in agents:
             said[i].append(int(best[i]))
-        count += 1
-    rate = count * len(prompts) / (time.perf_counter() - start)
-    speed = {"first_tokens_s": start - begun, "tokens_per_s": rate}
+        return len(prompts)
+
+    speed = {"first_tokens_s": first, "tokens_per_s": rates(step, num_steps, max_s)}
     return {**speed, "kv_bytes": llama.nbytes(), "peak_mb": peak_mb(), "said": said}
 
 

@@ -19,7 +19,7 @@ from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_promp
 from mlx_lm.utils import dequantize_model, load
 
 from edgecortex.bench.compare_llama_cpp import peak_mb as resident_peak_mb
-from edgecortex.bench.side import serve
+from edgecortex.bench.side import rates, rates_of, serve
 from edgecortex.cpu import on_cpu
 from edgecortex.models.adapter import compute_dtype
 
@@ -139,7 +139,7 @@ def decode(
 def _alone(side: Side, variant: str, ids: list[int], num_steps: int) -> dict[str, Any]:
     cache, begun = make_prompt_cache(side.model), time.perf_counter()
     times, rows = side.say(ids, num_steps + 1, cache, variant)
-    speed = {"first_tokens_s": times[0] - begun, "tokens_per_s": num_steps / (times[-1] - times[0])}
+    speed = {"first_tokens_s": times[0] - begun, "tokens_per_s": rates_of(times)}
     return {**speed, "kv_bytes": _nbytes(cache), "said": [rows.argmax(axis=-1).tolist()]}
 
 
@@ -156,11 +156,8 @@ def _together(side: Side, prompts: list[list[int]], num_steps: int, max_s: float
     begun = time.perf_counter()
     while not all(said.values()):
         step()
-    start, count, done = time.perf_counter(), 0, 0
-    while done < num_steps and time.perf_counter() - start < max_s:
-        count, done = count + step(), done + 1
-    rate = count / (time.perf_counter() - start)
-    speed = {"first_tokens_s": start - begun, "tokens_per_s": rate}
+    first = time.perf_counter() - begun
+    speed = {"first_tokens_s": first, "tokens_per_s": rates(step, num_steps, max_s)}
     return {**speed, "kv_bytes": generator.prompt_cache_nbytes, "said": list(said.values())}
 
 

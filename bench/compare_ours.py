@@ -13,7 +13,7 @@ from edgecortex.bench.asking import archive_in, ask, context_of, finish, open_co
 from edgecortex.bench.compare_mlx_lm import peak_mb
 from edgecortex.bench.quality import EngineReader, Reader, _compare
 from edgecortex.bench.rivals import RIVALS, RivalReader
-from edgecortex.bench.side import serve, size_of
+from edgecortex.bench.side import rates, serve, size_of
 from edgecortex.config import EngineConfig
 from edgecortex.core import EngineCore
 from edgecortex.models.adapter import load_model
@@ -79,15 +79,17 @@ def _decode(
     said = [request.generation.token_ids for request in requests]
     while not all(said):
         core.step()
-    start, before, done = time.perf_counter(), sum(map(len, said)), 0
-    while done < num_steps and time.perf_counter() - start < max_s:
+    first = time.perf_counter() - begun
+
+    def step() -> int:
+        before = sum(map(len, said))
         core.step()
-        done += 1
-    rate = (sum(map(len, said)) - before) / (time.perf_counter() - start)
+        return sum(map(len, said)) - before
+
+    speed = {"first_tokens_s": first, "tokens_per_s": rates(step, num_steps, max_s)}
     nbytes = core.pool.used_bytes
     for request in requests:
         core.release(request.agent)
-    speed = {"first_tokens_s": start - begun, "tokens_per_s": rate}
     return {**speed, "kv_bytes": nbytes, "peak_mb": peak_mb(), "said": said}
 
 

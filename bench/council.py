@@ -10,7 +10,7 @@ from typing import Any
 
 from edgecortex.bench import side
 from edgecortex.bench.journal import work_folder
-from edgecortex.bench.report import Report, Row, make_report, median
+from edgecortex.bench.report import Report, Row, make_report, median, spread
 from edgecortex.config import EngineConfig
 from edgecortex.kv.format import AUTO, KV4
 from edgecortex.models import resolve
@@ -38,8 +38,8 @@ class Plan:
     """What is measured on a River of `river_tokens`: the memory of each of these numbers of
     `resident` Streams when each has `said` so many tokens (up to `MANY` Streams; beyond, the first
     of these numbers only), speeds beside these numbers of `busy` ones in so many `rounds` of
-    `phase_tokens`, and as many rounds of one thought of `thought_tokens`. `published` are numbers
-    of Streams in the published measurements' shape."""
+    `phase_tokens`, and as many rounds of one thought of `thought_tokens`, if any. `published` are
+    numbers of Streams in the published measurements' shape."""
 
     river_tokens: int = 4096
     resident: tuple[int, ...] = (10, 50, 100, 1000)
@@ -51,7 +51,15 @@ class Plan:
     published: tuple[int, ...] = (10, 50, 100)
 
 
-QUICK = Plan(resident=(100,), said=(8,), busy=(16,), rounds=2, phase_tokens=32, published=())
+QUICK = Plan(
+    resident=(100,),
+    said=(8,),
+    busy=(16,),
+    rounds=3,
+    phase_tokens=16,
+    thought_tokens=0,
+    published=(),
+)
 DEFINITIONS = {
     "streams": "in memory at the same time, all of them in the midst of a thought",
     "said": "tokens that each Stream has said after its prompt; a thought has 64 at most, "
@@ -62,7 +70,7 @@ DEFINITIONS = {
     "mlx_cache_mb": "buffers that MLX keeps for later arrays, a part of the growth",
     "published_mb": "Warp-Cortex, table 2: growth of video memory per agent",
     "river_share": "the River's tokens per second while all Streams decode over those while they "
-    "rest, in the same round: the median, the least and the most",
+    "rest, in the same round",
     "thought": "of a Stream that gets its task while the River speaks, from then on until its "
     "thought is injected; landmarks are collected for it. The figure is the median of the rounds "
     "whose thought is accepted: one that the River has word for word is not injected again",
@@ -90,8 +98,8 @@ def measure(
         own = _River(model, path, f"{folder}/own", AUTO, plan, progress)
         own.keep()
         rows = own.memory(plan.resident)
-        rows += [own.beside(count) for count in plan.busy]
-        rows += own.thoughts()
+        rows += [row for count in plan.busy for row in own.beside(count)]
+        rows += own.thoughts() if plan.thought_tokens else []
         if plan.published:
             progress(f"a model of {QWEN}")
             made = f"{folder}/qwen"
@@ -107,7 +115,9 @@ def measure(
         **asdict(plan),
         "definitions": DEFINITIONS,
     }
-    return make_report("council", settings, _figures(rows, model), rows, _spread(rows, model))
+    figures = _figures(rows, model)
+    rounds = [_figures([row], model) for row in rows if row["what"] != "memory"]
+    return make_report("council", settings, figures, rows, spread(figures, rounds))
 
 
 @dataclass(frozen=True)
@@ -138,12 +148,12 @@ class _River:
             rows += [{"model": self.model, **row, **more} for row in found]
         return rows
 
-    def beside(self, count: int) -> Row:
-        """The River's speed beside so many busy Streams."""
+    def beside(self, count: int) -> list[Row]:
+        """The River's speed beside so many busy Streams, round by round."""
         self.progress(f"{self.model}: {count:,} busy Streams")
         sizes = {"rounds": self.plan.rounds, "tokens": self.plan.phase_tokens}
-        row: Row = self._run("council_speed", "beside", kv=False, streams=count, **sizes)
-        return {"model": self.model, **row}
+        found = self._run("council_speed", "beside", kv=False, streams=count, **sizes)
+        return [{"model": self.model, **row} for row in found]
 
     def thoughts(self) -> list[Row]:
         """One thought after the other, beside the River."""
@@ -163,20 +173,10 @@ def _figures(rows: Sequence[Row], model: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in _of(rows, model, what="memory", streams=100)[:1]:
         found["council.mb_per_stream_100"] = row["mb_per_stream"]
-    for row in _of(rows, model, what="speed", streams=16):
-        found["council.river_share_16"] = row["river_share"]
+    if shares := [row["river_share"] for row in _of(rows, model, what="speed", streams=16)]:
+        found["council.river_share_16"] = median(shares)
     if gaps := [row["gap"] for row in _of(rows, model, what="thought", status="accepted")]:
         found["council.thought_gap"] = median(gaps)
-    return found
-
-
-def _spread(rows: Sequence[Row], model: str) -> dict[str, list[float]]:
-    """The least and the most over rounds."""
-    found: dict[str, list[float]] = {}
-    for row in _of(rows, model, what="speed", streams=16):
-        found["council.river_share_16"] = [row["least_share"], row["most_share"]]
-    if gaps := [row["gap"] for row in _of(rows, model, what="thought", status="accepted")]:
-        found["council.thought_gap"] = [min(gaps), max(gaps)]
     return found
 
 

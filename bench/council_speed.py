@@ -13,7 +13,7 @@ from edgecortex.bench.council_river import (
     tasks,
     wait_until_begun,
 )
-from edgecortex.bench.report import Row, median
+from edgecortex.bench.report import Row
 from edgecortex.bench.side import serve
 from edgecortex.config import SamplingParams
 from edgecortex.core import EngineCore
@@ -70,7 +70,7 @@ class Council:
         return counts[0], sum(counts[1:])
 
 
-def beside(path: str, store: str, streams: int, rounds: int, tokens: int) -> Row:
+def beside(path: str, store: str, streams: int, rounds: int, tokens: int) -> list[Row]:
     """In every round the River decodes alone and beside so many Streams, and they without it.
 
     Raises:
@@ -79,19 +79,19 @@ def beside(path: str, store: str, streams: int, rounds: int, tokens: int) -> Row
     with open_engine(path, store, streams) as engine:
         council = _begun(restored(engine), streams)
         found = engine.call(lambda: [_round(council, tokens, i % 2 == 1) for i in range(rounds)])
-    alone, together, apart = zip(*found, strict=True)
-    shares = [both[0] / one[0] for one, both in zip(alone, together, strict=True)]
-    return {
-        "what": "speed",
-        "streams": len(council.streams),
-        "river_alone_tok_s": median([one[0] for one in alone]),
-        "river_beside_tok_s": median([both[0] for both in together]),
-        "river_share": median(shares),
-        "least_share": min(shares),
-        "most_share": max(shares),
-        "streams_beside_tok_s": median([both[1] for both in together]),
-        "streams_alone_tok_s": median([side[1] for side in apart]),
-    }
+    return [
+        {
+            "what": "speed",
+            "streams": len(council.streams),
+            "round": number,
+            "river_alone_tok_s": alone[0],
+            "river_beside_tok_s": together[0],
+            "river_share": together[0] / alone[0],
+            "streams_beside_tok_s": together[1],
+            "streams_alone_tok_s": apart[1],
+        }
+        for number, (alone, together, apart) in enumerate(found, 1)
+    ]
 
 
 def _round(council: Council, num_tokens: int, backwards: bool) -> list[tuple[float, float]]:

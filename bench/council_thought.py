@@ -69,10 +69,10 @@ def whole(path: str, store: str, rounds: int, tokens: int, said: int) -> list[Ro
         main = engine.call(lambda: hold(engine.core, river))
         clock = main.detokenizer = Clock(main.detokenizer)
         engine.call(lambda: engine.core.scheduler.let_go(river))
-        return [_round(river, clock, task, tokens) for task in tasks(rounds)]
+        return [_round(river, clock, *each, tokens) for each in enumerate(tasks(rounds), 1)]
 
 
-def _round(river: Agent, clock: Clock, task: str, tokens: int) -> Row:
+def _round(river: Agent, clock: Clock, number: int, task: str, tokens: int) -> Row:
     cortex = river.think_with()
     river.engine.call(cortex.synapse.forget)
     first = len(clock.stamps)
@@ -87,6 +87,7 @@ def _round(river: Agent, clock: Clock, task: str, tokens: int) -> Row:
     assert stream.generation
     return {
         "what": "thought",
+        "round": number,
         "status": thought.status,
         "reason": thought.reason,
         "gap": max(beside) / median(alone),

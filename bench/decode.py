@@ -6,15 +6,16 @@ say has to be what the model says: a fast wrong answer does not count.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 from edgecortex.bench.report import Report, Row, make_report, median, spread
-from edgecortex.bench.side import answer, run
+from edgecortex.bench.side import BLOCKS, answer, run
 from edgecortex.errors import EdgeCortexError
 from edgecortex.models import resolve
 
-NUM_STEPS = 48  # that either side times
+NUM_STEPS = 48  # that either side times in a scenario
 # Prompt lengths of the agents, in tokens.
 SCENARIOS = {
     "alone": [512],
@@ -27,10 +28,17 @@ MOST_REGRET = 0.05  # nats a token: KV in 4 bits costs a tenth of it, and a wron
 SLOW = "slow"  # what a side is given to measure all: the gap, and mlx-lm's mixed batch
 
 
-def measure(model: str, repeat: int, progress: Callable[[str], None], slow: bool = True) -> Report:
+def measure(
+    model: str,
+    repeat: int,
+    progress: Callable[[str], None],
+    slow: bool = True,
+    num_steps: int = NUM_STEPS,
+) -> Report:
     """Runs both sides `repeat` times; figures are medians.
 
     Args:
+        num_steps: that are timed in a scenario, in blocks that count as rounds.
         slow: measure also what takes minutes: what a long prompt does to agents that decode, and
             mlx-lm's batch of prompts of unequal length.
 
@@ -42,18 +50,26 @@ def measure(model: str, repeat: int, progress: Callable[[str], None], slow: bool
     for turn in range(repeat):
         for side in ("ours", "mlx_lm"):
             progress(f"{side}, round {turn + 1} of {repeat}")
-            found = _run(side, path, slow)
+            found = _run(side, path, num_steps, slow)
             check(path, found)
-            rows += [{"round": turn + 1, "side": side, **row} for row in found]
-    settings = {"model": model, "repeat": repeat, "scenarios": SCENARIOS}
+            rows += [{"side": side, **row, "round": turn * BLOCKS + row["round"]} for row in found]
+    settings = {"model": model, "repeat": repeat, "num_steps": num_steps, "blocks": BLOCKS}
+    settings["scenarios"] = SCENARIOS
     figures = _figures(rows)
-    rounds = [_figures([r for r in rows if r["round"] == turn + 1]) for turn in range(repeat)]
-    return make_report("decode", settings, figures, rows, spread(figures, rounds))
+    return make_report("decode", settings, figures, rows, spread(figures, list(_rounds(rows))))
 
 
-def _run(side: str, path: str, slow: bool) -> list[Row]:
+def _run(side: str, path: str, num_steps: int, slow: bool) -> list[Row]:
     more = [SLOW] if slow else []
-    return list(answer(f"the {side} side", f"bench.decode_{side}", path, *more))
+    return list(answer(f"the {side} side", f"bench.decode_{side}", path, str(num_steps), *more))
+
+
+def _rounds(rows: list[Row]) -> Iterator[dict[str, float]]:
+    """Figures of each block of ours with each one of mlx-lm's: none belongs to a certain other."""
+    numbers = sorted({row["round"] for row in rows})
+    for pair in product(numbers, numbers):
+        of_it = dict(zip(("ours", "mlx_lm"), pair, strict=True))
+        yield _figures([row for row in rows if row["round"] == of_it[row["side"]]])
 
 
 def check(path: str, rows: list[Row]) -> None:
@@ -101,6 +117,7 @@ def _figures(rows: list[Row]) -> dict[str, float]:
 
 
 def worker(measurements: Callable[..., list[dict[str, Any]]]) -> None:
-    """The main function of a side: the model's folder and what else to measure in, rows as JSON
-    out."""
-    print(json.dumps(measurements(*sys.argv[1:])))
+    """The main function of a side: the model's folder, how many steps and what else to measure in,
+    rows as JSON out."""
+    path, num_steps, *more = sys.argv[1:]
+    print(json.dumps(measurements(path, int(num_steps), *more)))

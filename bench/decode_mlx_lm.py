@@ -10,14 +10,15 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, stream_generate
 from mlx_lm.utils import dequantize_model, load
 
-from edgecortex.bench.decode import MIXED, NUM_STEPS, SCENARIOS, SLOW, worker
+from edgecortex.bench.decode import MIXED, SCENARIOS, SLOW, worker
+from edgecortex.bench.side import rates, rates_of
 from edgecortex.bench.text import prompts
 from edgecortex.models.adapter import Tokenizer, compute_dtype
 
 MAX_SECONDS = 20.0
 
 
-def measurements(path: str, *more: str) -> list[dict[str, Any]]:
+def measurements(path: str, num_steps: int, *more: str) -> list[dict[str, Any]]:
     """All scenarios, the slow one too if `more` says so: one agent through `stream_generate`, more
     through `BatchGenerator`."""
     model, tokenizer = load(path)[:2]
@@ -32,38 +33,39 @@ def measurements(path: str, *more: str) -> list[dict[str, Any]]:
             continue
         ids = prompts(Tokenizer(tokenizer), lengths)
         one = len(lengths) == 1
-        rate, nbytes = _alone(model, tokenizer, ids[0]) if one else _together(model, ids)
-        rows.append({"scenario": name, "tokens_per_s": rate, "kv_bytes": nbytes})
+        found, nbytes = (
+            _alone(model, tokenizer, ids[0], num_steps) if one else _together(model, ids, num_steps)
+        )
+        rows += [
+            {"scenario": name, "tokens_per_s": rate, "kv_bytes": nbytes, "round": number}
+            for number, rate in enumerate(found, 1)
+        ]
     return rows
 
 
-def _alone(model: Any, tokenizer: Any, ids: list[int]) -> tuple[float, int]:
+def _alone(model: Any, tokenizer: Any, ids: list[int], num_steps: int) -> tuple[list[float], int]:
+    """Tokens per second in each block, and bytes of KV."""
     from mlx_lm.models.cache import make_prompt_cache
 
     cache = make_prompt_cache(model)
-    last = None
-    for last in stream_generate(
-        model, tokenizer, ids, max_tokens=NUM_STEPS + 1, prompt_cache=cache
-    ):
-        if last.generation_tokens == 1:
-            start = time.perf_counter()
-    assert last is not None
-    rate = (last.generation_tokens - 1) / (time.perf_counter() - start)
-    return rate, sum(layer.nbytes for layer in cache)
+    times = [
+        time.perf_counter()
+        for _ in stream_generate(
+            model, tokenizer, ids, max_tokens=num_steps + 1, prompt_cache=cache
+        )
+    ]
+    return rates_of(times), sum(layer.nbytes for layer in cache)
 
 
-def _together(model: Any, ids: list[list[int]]) -> tuple[float, int]:
+def _together(model: Any, ids: list[list[int]], num_steps: int) -> tuple[list[float], int]:
+    """The same of a batch."""
     generator = BatchGenerator(model, max_tokens=4096, completion_batch_size=len(ids))
     generator.insert(ids)
     spoken: set[int] = set()
     while len(spoken) < len(ids):
         spoken |= {response.uid for response in generator.next_generated()}
-    tokens, start = 0, time.perf_counter()
-    for _ in range(NUM_STEPS):
-        tokens += len(generator.next_generated())
-        if time.perf_counter() - start > MAX_SECONDS:
-            break
-    return tokens / (time.perf_counter() - start), generator.prompt_cache_nbytes
+    found = rates(lambda: len(generator.next_generated()), num_steps, MAX_SECONDS)
+    return found, generator.prompt_cache_nbytes
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 from edgecortex import gate
 from edgecortex.bench.asking import ask
 from edgecortex.bench.decode import GAP, NUM_STEPS, SCENARIOS, SLOW, worker
+from edgecortex.bench.side import BLOCKS, rates
 from edgecortex.bench.text import prompts
 from edgecortex.config import EngineConfig
 from edgecortex.core import EngineCore
@@ -22,33 +23,41 @@ from edgecortex.scheduler import Request
 PERCENTILES = {"median": 50, "p95": 95}
 
 
-def measurements(path: str, *more: str) -> list[dict[str, Any]]:
+def measurements(path: str, num_steps: int, *more: str) -> list[dict[str, Any]]:
     """All scenarios, one after the other on one engine; the slow one too if `more` says so."""
     model = load_model(Path(path))
     config, _ = gate.resolved(model, EngineConfig(use_store=False))
     core = EngineCore(model, config)
     core.model.tokenizer.eos_token_ids = set()  # every agent decodes to the end
-    rows = [_scenario(core, name, lengths) for name, lengths in SCENARIOS.items()]
-    rows += [*_prefix64(core), *([_gap(core)] if SLOW in more else [])]
-    return [{"kv_format": config.kv_format, **row} for row in rows]
+    rows = [_scenario(core, *each, num_steps // BLOCKS) for each in SCENARIOS.items()]
+    rows += [*_prefix64(core, num_steps // 6), *([[_gap(core)]] if SLOW in more else [])]
+    return [
+        {"kv_format": config.kv_format, **row, "round": number}
+        for of_it in rows
+        for number, row in enumerate(of_it, 1)
+    ]
 
 
-def _scenario(core: EngineCore, name: str, lengths: list[int]) -> dict[str, Any]:
+def _scenario(
+    core: EngineCore, name: str, lengths: list[int], num_steps: int
+) -> list[dict[str, Any]]:
+    """A row for each block of steps; what was said is in the last one's."""
     requests = _start(core, lengths)
+    rows = [_block(core, name, len(lengths), num_steps) for _ in range(BLOCKS)]
+    rows[-1]["said"] = [request.generation.token_ids for request in requests]
+    _end(core, requests)
+    return rows
+
+
+def _block(core: EngineCore, name: str, num_agents: int, num_steps: int) -> dict[str, Any]:
     core.overhead_s = 0.0
-    start = time.perf_counter()
-    for _ in range(NUM_STEPS):
-        core.step()
-    seconds = time.perf_counter() - start
-    row: dict[str, Any] = {
+    seconds = sum(_seconds(core.step) for _ in range(num_steps))
+    return {
         "scenario": name,
-        "tokens_per_s": len(lengths) * NUM_STEPS / seconds,
+        "tokens_per_s": num_agents * num_steps / seconds,
         "kv_bytes": core.pool.used_bytes,
         "overhead_pct": 100 * core.overhead_s / seconds,
-        "said": [request.generation.token_ids for request in requests],
     }
-    _end(core, requests)
-    return row
 
 
 def _start(core: EngineCore, lengths: list[int]) -> list[Request]:
@@ -66,8 +75,11 @@ def _end(core: EngineCore, requests: list[Request]) -> None:
         raise AssertionError("a scenario left agents behind")
 
 
-def _prefix64(core: EngineCore) -> list[dict[str, Any]]:
-    """64 agents on one prefix of 1,024 tokens, then the same with copies of it."""
+def _prefix64(
+    core: EngineCore, num_steps: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """64 agents on one prefix of 1,024 tokens, then the same with copies of it; rows of either,
+    block by block."""
     pool = core.pool
     before = mx.get_active_memory()
     parent = pool.open()
@@ -78,17 +90,17 @@ def _prefix64(core: EngineCore) -> list[dict[str, Any]]:
     core.runner.run([(context, [11]) for context in (parent, *shared)])
     held = mx.get_active_memory() - before
     ideal = sum(segment.nbytes for segment in parent.segments) + 64 * pool.row_nbytes
-    rate = _rate(core, [parent, *shared])
+    shared_rates = _rates(core, [parent, *shared], num_steps)
     for context in shared:
         pool.close(context)
     private = [_copy(core, parent) for _ in range(63)]
-    private_rate = _rate(core, [parent, *private])
+    private_rates = _rates(core, [parent, *private], num_steps)
     for context in (parent, *private):
         pool.close(context)
     return [
-        {"scenario": "prefix64", "tokens_per_s": rate, "memory_ratio": held / ideal},
-        {"scenario": "private64", "tokens_per_s": private_rate},
-    ]
+        {"scenario": "prefix64", "tokens_per_s": rate, "memory_ratio": held / ideal}
+        for rate in shared_rates
+    ], [{"scenario": "private64", "tokens_per_s": rate} for rate in private_rates]
 
 
 def _copy(core: EngineCore, parent: Context) -> Context:
@@ -106,10 +118,16 @@ def _copy(core: EngineCore, parent: Context) -> Context:
     return child
 
 
-def _rate(core: EngineCore, contexts: list[Context], num_steps: int = 8) -> float:
+def _rates(core: EngineCore, contexts: list[Context], num_steps: int) -> list[float]:
+    """Tokens per second in each block of steps, after one to warm up."""
     feed = [(context, [11]) for context in contexts]
-    times = [_seconds(lambda: core.runner.run(feed)) for _ in range(num_steps + 1)]
-    return len(contexts) / float(np.median(times[1:]))
+
+    def step() -> int:
+        core.runner.run(feed)
+        return len(feed)
+
+    step()
+    return rates(step, num_steps)
 
 
 def _seconds(function: Callable[[], object]) -> float:

@@ -128,7 +128,7 @@ FIGURES = {
         "bits",
     ),
     "memory.shared_prefix_disk_pct": Figure(
-        "disk that 50 agents of 4,096 tokens take, the first 2,048 shared ÷ nothing shared",
+        "disk that 50 agents take whose first half is shared ÷ nothing shared",
         LESS,
         55,
         "half of it shared: 50",
@@ -163,8 +163,8 @@ FIGURES = {
         "bits",
     ),
     "council.mb_per_stream_100": Figure(
-        "growth of the process per Stream, of 100 Streams on a River of 4,096 tokens when each "
-        "has said 8 tokens",
+        "growth of the process per Stream, of 100 Streams on one River, when each has said 8 "
+        "tokens",
         LESS,
         2,
         f"{PUBLISHED_CORTEX}: 10 to 13",
@@ -251,7 +251,7 @@ _COMPARED = {
     "decode4": ("tokens per second of 4 agents at 64 tokens", MORE, _PLAIN),
     "decode8": ("tokens per second of 8 agents at 64 tokens", MORE, _PLAIN),
     "decode16": ("tokens per second of 16 agents at 64 tokens", MORE, _PLAIN),
-    "mixed4": ("tokens per second of one agent at 512 tokens and 3 at 64", MORE, _PLAIN),
+    "mixed4": ("tokens per second of one agent at 256 tokens and 3 at 64", MORE, _PLAIN),
     "mixed16": ("tokens per second of one agent at 1,024 tokens and 15 at 64", MORE, _PLAIN),
     "kv_bytes": ("memory that the longest context's KV takes", LESS, _QUANTIZED),
     "disk_bytes": ("disk that the longest context's KV takes", LESS, (*_PLAIN, *_QUANTIZED)),

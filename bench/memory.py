@@ -10,6 +10,7 @@ from edgecortex.models import resolve
 
 # Fifty agents of 4,096 tokens, the first 2,048 of which are the same.
 STORED = {"tokens": 4096, "prefix_tokens": 2048, "agents": 50}
+STORED_QUICK = {"tokens": 2048, "prefix_tokens": 1024, "agents": 50}
 BUDGET = 10_200_000_000  # bytes of KV for the agents in memory
 AGENT_TOKENS = (4096, 8192, 16384, 32768)
 PUBLISHED = {8192: 12}  # agents of that length in that budget, arXiv 2603.04428
@@ -26,22 +27,23 @@ Progress = Callable[[str], None]
 
 
 def measure(model: str, progress: Progress, quick: bool = False) -> Report:
-    """Measures all three; `quick` counts agents of 8,192 tokens only.
+    """Measures all three; `quick` stores agents of half as many tokens, and counts those of 8,192
+    tokens only.
 
     Raises:
         EdgeCortexError: a part failed, or the machine has too little memory free.
     """
-    path = str(resolve(model))
-    progress(f"storing {STORED['agents']} agents of {STORED['tokens']:,} tokens")
+    path, stored = str(resolve(model)), STORED_QUICK if quick else STORED
+    progress(f"storing {stored['agents']} agents of {stored['tokens']:,} tokens")
     with work_folder() as folder:
         made = f"{folder}/stores"
         rows: list[Row] = side.run(
-            "memory_disk", "disk", makes=made, path=path, folder=made, **STORED
+            "memory_disk", "disk", makes=made, path=path, folder=made, **stored
         )
     for tokens in (8192,) if quick else AGENT_TOKENS:
         progress(f"agents of {tokens:,} tokens into {BUDGET / 1e9:.1f} GB of memory")
         rows += agents(tokens, BUDGET, GEMMA3_12B)
-    settings = {"model": model, "stored": STORED, "budget_bytes": BUDGET, "geometry": GEMMA3_12B}
+    settings = {"model": model, "stored": stored, "budget_bytes": BUDGET, "geometry": GEMMA3_12B}
     return make_report("memory", settings, _figures(rows), rows)
 
 

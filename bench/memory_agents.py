@@ -18,7 +18,7 @@ from edgecortex.config import EngineConfig
 from edgecortex.errors import BudgetError, EdgeCortexError
 from edgecortex.kv.blocks import Shape
 from edgecortex.kv.context import Context
-from edgecortex.kv.format import KV4
+from edgecortex.kv.format import KV4, KVFormat
 from edgecortex.kv.plan import StepPlan
 from edgecortex.kv.pool import BlockPool
 from edgecortex.kv.segment import KVSegment, LayerKV
@@ -40,7 +40,7 @@ def fill(tokens: int, max_bytes: int, geometry: dict[str, int]) -> dict[str, Any
     """
     _check_free(max_bytes + SPARE)
     windows, shapes = layers(**geometry)
-    pool = make_pool(KV4, windows, shapes, max_bytes)
+    pool = make_pool(KV4, windows, shapes, max_bytes, attends=False)
     before, active = resident_bytes(), mx.get_active_memory()
     rows = _random_rows(shapes, KV4.row_length(tokens))
     first = _first(pool, tokens, shapes, rows)
@@ -97,14 +97,19 @@ def _first(pool: BlockPool, tokens: int, shapes: list[Shape], rows: Rows) -> Con
 
 
 def _seal(pool: BlockPool, context: Context, num_tokens: int, shapes: list[Shape]) -> None:
-    """What attention does with a share's complete blocks, in all layers."""
+    """What attention does with a share's complete blocks, in all layers: these get copies."""
     before, after = (pool.format.num_sealed(context.num_own + n) for n in (0, num_tokens))
     if before == after:
         return
     for cache, shape in zip(pool.caches, shapes, strict=True):
-        layer = LayerKV.seal(*_random(shape, after - before), pool.format)
+        layer = _sealed(shape, after - before, pool.format).copied()
         mx.eval(layer.k, layer.v)
         cache.sealed[context] = layer
+
+
+@lru_cache
+def _sealed(shape: Shape, num_tokens: int, format: KVFormat) -> LayerKV:
+    return LayerKV.seal(*_random(shape, num_tokens), format)
 
 
 def _add(pool: BlockPool, first: Context, rows: Rows) -> bool:

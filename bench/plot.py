@@ -183,11 +183,12 @@ def _council(report: Report, figure: Any) -> None:
     memory.set_xlabel("Streams")
     memory.set_ylabel("MB for each Stream")
     memory.legend(frameon=False, fontsize=8)
-    rows = [row for row in _rows(report, what="speed") if row["streams"]]
-    shares = [[row["least_share"], row["river_share"], row["most_share"]] for row in rows]
-    names = [str(row["streams"]) for row in rows]
-    middles = [share for _, share, _ in shares]
-    speed.bar(names, middles, yerr=_ends(shares), color=OURS, capsize=3)
+    rounds: dict[str, list[float]] = {}
+    for row in _rows(report, what="speed"):
+        if row["streams"]:
+            rounds.setdefault(str(row["streams"]), []).append(row["river_share"])
+    middles, ends = [median(shares) for shares in rounds.values()], _ends([*rounds.values()])
+    speed.bar(list(rounds), middles, yerr=ends, color=OURS, capsize=3)
     speed.axhline(1, color=PEER, linestyle=":")
     speed.set_xlabel("busy Streams")
     speed.set_ylabel("speed of the River ÷ alone")
@@ -212,8 +213,10 @@ def _compare(report: Report, figure: Any) -> None:
 
 
 def _roofline(report: Report, figure: Any) -> None:
-    axes = figure.subplots()
-    _ways(axes, {row["limit_of"]: row["share"] for row in _rows(report, what="limit")})
+    axes, shares = figure.subplots(), dict[str, list[float]]()
+    for row in _rows(report, what="limit"):
+        shares.setdefault(row["limit_of"], []).append(row["share"])
+    _ways(axes, {name: median(values) for name, values in shares.items()})
     axes.axvline(1, color=PEER, linestyle=":")
     axes.set_xlabel("share of the machine's limit")
 

@@ -62,11 +62,14 @@ class EngineReader:
         return bits / values
 
 
-def measure(model: str, windows: dict[int, int], progress: Callable[[str], None]) -> Report:
+def measure(
+    model: str, windows: dict[int, int], progress: Callable[[str], None], rivals: bool = True
+) -> Report:
     """Compares all formats of the engine, and their rivals, with full precision.
 
     Args:
-        windows: how many windows to read, by their length in tokens; rivals read the shortest.
+        windows: how many windows to read, by their length in tokens.
+        rivals: whether rivals read the shortest.
 
     Raises:
         EdgeCortexError: the text is too short for them.
@@ -79,7 +82,8 @@ def measure(model: str, windows: dict[int, int], progress: Callable[[str], None]
         parts = defaultdict[str, list[Row]](list)
         for number, ids in enumerate(_passages(loaded, length, count), 1):
             progress(f"{length:,} tokens, window {number} of {count}")
-            chosen = starts if length == min(windows) else _without_rivals(starts)
+            with_rivals = rivals and length == min(windows)
+            chosen = starts if with_rivals else _without_rivals(starts)
             found = once(["quality", length, number], partial(_compare, chosen, ids))
             for name, part in found.items():
                 parts[name].append(part)

@@ -101,7 +101,7 @@ def page(reports: Mapping[str, Report], folder: Path) -> str:
     lines = ["# What EdgeCortex does on this machine", "", *_told(reports), ""]
     lines += figure_table(reports)
     if missing := _missing(reports):
-        lines += ["", f"Not measured here: {', '.join(f'`{name}`' for name in missing)}."]
+        lines += ["", f"Not measured here: {'; '.join(missing)}."]
     if not plot.available() and not any(_pictures(folder, stem) for stem in reports):
         lines += ["", f"There are no pictures: {NO_PLOTS}."]
     for stem, report in reports.items():
@@ -243,7 +243,8 @@ def _figure(name: str, label: str, value: float, ends: Sequence[float] | None) -
 
 def _about(stem: str, report: Report, folder: Path) -> list[str]:
     """A report without its heading."""
-    lines = [f"{made_on(report)}.", ""]
+    command = _command(report["benchmark"], _is_quick(report))
+    lines = [f"Measured by {command} on {made_on(report)}.", ""]
     settings = [f"{name}: {value}" for name, value in settings_of(report).items()]
     lines += [f"Settings: {'; '.join(settings)}.", "", *figure_table({stem: report})]
     if pictures := _pictures(folder, stem):
@@ -293,10 +294,16 @@ def _machines(reports: Mapping[str, Report]) -> dict[str, list[str]]:
 
 
 def _missing(reports: Mapping[str, Report]) -> list[str]:
-    """Figures that the reports' benchmarks could have given, and did not."""
+    """Figures that no report gives, with the commands that do."""
     given = {name for report in reports.values() for name in report["figures"]}
-    kinds = dict.fromkeys(report["benchmark"] for report in reports.values())
-    return [name for kind in kinds for name in figures_of(kind) if name not in given]
+    missing = {
+        kind: [f"`{name}`" for name in figures_of(kind) if name not in given] for kind in BENCHES
+    }
+    return [f"{', '.join(names)} ({_command(kind)})" for kind, names in missing.items() if names]
+
+
+def _command(benchmark: str, quick: bool = False) -> str:
+    return f"`edgecortex bench {benchmark}{' --quick' if quick else ''}`"
 
 
 def _pictures(folder: Path, stem: str) -> list[str]:

@@ -7,7 +7,7 @@ cannot be there before its files are read.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from edgecortex import cpu, gate
 from edgecortex.bench import side, ttft_ours
 from edgecortex.bench.asking import ask, finish
 from edgecortex.bench.journal import work_folder
-from edgecortex.bench.report import Report, Row, make_report, median
+from edgecortex.bench.report import Report, Row, make_report, median, spread
 from edgecortex.bench.text import prompts
 from edgecortex.config import EngineConfig
 from edgecortex.core import EngineCore
@@ -37,6 +37,7 @@ NUM_EXP = 1 << 24
 SQUARES, LONG_S = (1024, 2048, 4096, 8192), 0.2  # sizes, until a product takes so long
 ROWS = 16
 REPEATS = 5
+ROUNDS = 3  # of decoding and reading
 PROMPT = 64  # tokens of an agent that decodes
 HEADS = ("n_heads", "num_heads", "num_attention_heads", "n_head")  # what models call their number
 FLOPS, BYTES, NUMBERS = "GFLOP/s", "GB/s", "G numbers/s"
@@ -66,7 +67,7 @@ def roofline(
     model: str,
     contexts: Sequence[int],
     progress: Progress,
-    num_steps: int = 16,
+    num_steps: int = 8,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Report:
     """As `measure`, on contexts of these lengths in tokens, the longest last."""
@@ -81,23 +82,32 @@ def roofline(
     rates = {row["rate_of"]: 1e9 * row["rate"] for row in rows if "rate_of" in row}
     for agents in (1, ROWS):
         progress(f"decoding, agents: {agents}")
-        rows.append(_decode(core, work, rates, agents, num_steps))
+        rows += _in_rounds(_decode(core, work, rates, agents, num_steps))
     for tokens in contexts:
         progress(f"reading {tokens:,} tokens")
-        rows.append(_prefill(core, work, rates, tokens))
+        rows += _in_rounds(_prefill(core, work, rates, tokens) for _ in range(ROUNDS))
     with work_folder() as folder:
         progress("the disk")
         rows += _disk(Path(folder), _kv_nbytes(core, contexts[-1]))
         rows += _restored(str(path), folder, contexts, progress)
+    figures = _figures(rows, contexts)
+    rounds = [[row for row in rows if row.get("round") == n] for n in range(1, ROUNDS + 1)]
+    settings = {"model": model, "contexts": list(contexts), "definitions": DEFINITIONS}
+    spreads = spread(figures, [_figures(of_it, contexts) for of_it in rounds])
+    return make_report("roofline", settings, figures, rows, spreads)
+
+
+def _figures(rows: Sequence[Row], contexts: Sequence[int]) -> dict[str, float]:
     names = {
         "decode1": "decode, 1",
         "decode16": f"decode, {ROWS}",
         "prefill": f"prefill, {contexts[-1]:,}",
     }
-    shares = {row["limit_of"]: row["share"] for row in rows if "share" in row}
-    figures = {f"roofline.{name}_share": shares[of] for name, of in names.items()}
-    settings = {"model": model, "contexts": list(contexts), "definitions": DEFINITIONS}
-    return make_report("roofline", settings, figures, rows)
+    shares = {
+        name: [row["share"] for row in rows if row.get("limit_of") == of]
+        for name, of in names.items()
+    }
+    return {f"roofline.{name}_share": median(values) for name, values in shares.items()}
 
 
 # What a model has to do.
@@ -311,20 +321,25 @@ def _limit(of: str, bound: str, limit: float, measured: float, unit: str) -> Row
     return {**row, "measured": measured, "unit": unit, "share": share}
 
 
+def _in_rounds(rows: Iterable[Row]) -> list[Row]:
+    return [{"round": number, **row} for number, row in enumerate(rows, 1)]
+
+
 def _decode(
     core: EngineCore, work: Work, rates: dict[str, float], agents: int, num_steps: int
-) -> Row:
-    """A step of agents that have all said something; the median."""
+) -> Iterator[Row]:
+    """A step of agents that have all said something; the median of so many, in each round."""
     requests = [ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, [PROMPT] * agents)]
     while not all(request.generation.token_ids for request in requests):
         core.step()
-    seconds = median(_seconds(core.step) for _ in range(num_steps))
-    for request in requests:
-        core.release(request.agent)
     memory_s = work.weight_bytes / rates["memory, read"]
     products_s = work.step_ops(agents) / rates["products, square"]
     bound = MEMORY if memory_s > products_s else PRODUCTS
-    return _limit(f"decode, {agents}", bound, max(memory_s, products_s), seconds, "s")
+    for _ in range(ROUNDS):
+        seconds = median(_seconds(core.step) for _ in range(num_steps))
+        yield _limit(f"decode, {agents}", bound, max(memory_s, products_s), seconds, "s")
+    for request in requests:
+        core.release(request.agent)
 
 
 def _prefill(core: EngineCore, work: Work, rates: dict[str, float], tokens: int) -> Row:

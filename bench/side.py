@@ -5,7 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from edgecortex.bench.journal import once
 from edgecortex.errors import EdgeCortexError
 
 Job = Callable[..., Any]
+BLOCKS = 4  # of steps: a process's speed is measured in each, as that of a round
 
 
 def run(module: str, job: str, makes: str = "", **arguments: Any) -> Any:
@@ -72,3 +76,24 @@ def serve(jobs: Mapping[str, Job]) -> None:
 def size_of(folder: Path, pattern: str = "*") -> int:
     """Bytes of the files below a folder whose names match."""
     return sum(path.stat().st_size for path in folder.rglob(pattern) if path.is_file())
+
+
+def rates(step: Callable[[], int], num_steps: int, max_s: float = inf) -> list[float]:
+    """Tokens per second in each block of steps, `num_steps` in all, or fewer when their time is
+    over. A `step` returns its number of tokens."""
+    return [_rate(step, max(1, num_steps // BLOCKS), max_s / BLOCKS) for _ in range(BLOCKS)]
+
+
+def _rate(step: Callable[[], int], num_steps: int, max_s: float) -> float:
+    num_tokens, start = 0, time.perf_counter()
+    for _ in range(num_steps):
+        num_tokens += step()
+        if time.perf_counter() - start > max_s:
+            break
+    return num_tokens / (time.perf_counter() - start)
+
+
+def rates_of(times: Sequence[float]) -> list[float]:
+    """The same of one agent, from when each of its tokens came."""
+    size = max(1, (len(times) - 1) // BLOCKS)
+    return [size / (end - start) for start, end in pairwise(times[::size][: BLOCKS + 1])]

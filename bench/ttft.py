@@ -5,7 +5,6 @@ Every job is a process of its own: ours and mlx-lm's in turns, size by size, rou
 
 import importlib.util
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,10 +53,13 @@ def measure(
     repeat: int,
     progress: Progress,
     gguf: Path | None = None,
+    whole: bool = True,
 ) -> Report:
     """Measures all states at these context lengths, in tokens; times are medians.
 
     Args:
+        whole: measure also without the page cache, with more new tokens than one, and what is
+            read anew in every round, not in the first alone.
         gguf: the file that the model was imported from, for llama.cpp; `model` may be that too.
 
     Raises:
@@ -65,21 +67,19 @@ def measure(
     """
     path, given = str(resolve(model)), given_gguf(gguf, model)
     times: Times = defaultdict(list)
-    savings: list[Row] = []
     with work_folder() as folder:
-        rounds = _Rounds(path, given, Path(folder), times, progress)
+        rounds = _Rounds(path, given, Path(folder), times, progress, whole)
         rounds.save(contexts)
         for number in range(1, repeat + 1):
             for tokens in contexts:
-                new_tokens = NEW_TOKENS if number == 1 else NEW_TOKENS[:1]
-                rounds.measure(tokens, new_tokens, f"round {number} of {repeat}")
-            saved = max((n for n in contexts if n <= SAVED_MOST), default=contexts[0])
-            savings.append({"what": "saving", **rounds.saving(saved)})
+                rounds.measure(tokens, number, f"round {number} of {repeat}")
+        saved = max((n for n in contexts if n <= SAVED_MOST), default=contexts[0])
+        savings = rounds.saving(saved, 5 if whole else 3)
     settings = {
         "model": model,
         "contexts": list(contexts),
         "repeat": repeat,
-        "dropped": _dropping(),
+        "dropped": _dropping() if whole else "left out",
         "llama.cpp": llama_cpp_told(gguf, model),
         "max_kl": max_kl(),
         "near_tie_nats": NEAR_TIE,
@@ -87,9 +87,8 @@ def measure(
     }
     rows = [*_rows(times), *savings]
     figures = _figures(rows)
-    by_round = [
-        _figures([*_rows(_round(times, number)), savings[number]]) for number in range(repeat)
-    ]
+    by_round = [_figures(_rows(_round(times, number))) for number in range(repeat)]
+    by_round += [_figures([saving]) for saving in savings]
     return make_report("ttft", settings, figures, rows, spread(figures, by_round))
 
 
@@ -120,9 +119,15 @@ class _Rounds:
     """Runs the jobs of one size after the other and collects what they give."""
 
     def __init__(
-        self, path: str, gguf: str | None, folder: Path, times: Times, progress: Progress
+        self,
+        path: str,
+        gguf: str | None,
+        folder: Path,
+        times: Times,
+        progress: Progress,
+        whole: bool,
     ) -> None:
-        self._path, self._gguf, self._folder = path, gguf, folder
+        self._path, self._gguf, self._folder, self._whole = path, gguf, folder, whole
         self._times, self._progress = times, progress
         self._stores = folder / "stores"
         self._num_empty = 0
@@ -133,33 +138,31 @@ class _Rounds:
         stores = str(self._stores)
         self._ours("save", makes=stores, store=stores, contexts=list(contexts))
 
-    def measure(self, tokens: int, more: Sequence[int], where: str) -> None:
-        """All states at one size, once for each number of new tokens."""
-        for new_tokens in more:
+    def measure(self, tokens: int, number: int, where: str) -> None:
+        """All states at one size, in the first round for each number of new tokens."""
+        for new_tokens in NEW_TOKENS if number == 1 and self._whole else NEW_TOKENS[:1]:
 
             def say(what: str, new_tokens: int = new_tokens) -> None:
                 self._progress(f"{what}, {tokens:,} + {new_tokens} tokens, {where}")
 
-            say("cold")
-            self._cold(tokens, new_tokens)
-            if new_tokens == 1:
-                self._peers(tokens, new_tokens, say)
+            if number == 1 or self._whole:
+                say("cold")
+                self._cold(tokens, new_tokens)
+                if new_tokens == 1:
+                    self._peers(tokens, new_tokens, say)
             say("warm")
             self._warm(tokens, new_tokens, False)
-            if hasattr(os, "posix_fadvise"):
+            if self._whole and hasattr(os, "posix_fadvise"):
                 say("page cache dropped")
                 self._warm(tokens, new_tokens, True)
 
-    def saving(self, tokens: int) -> Row:
-        """What storing a context costs agents that decode."""
+    def saving(self, tokens: int, num_rounds: int) -> list[Row]:
+        """What storing a context costs agents that decode, round by round."""
         self._progress(f"agents decode while {tokens:,} tokens are stored")
-        # Of each round its own: what is stored already would not be written again.
-        store = self._folder / "saving"
-        shutil.rmtree(store, ignore_errors=True)
-        shutil.copytree(self._store(tokens), store)
-        found = self._ours("saving", store=str(store), tokens=tokens)
-        rates = found["beside_tokens_per_s"] / found["without_tokens_per_s"]
-        return {"tokens": tokens, "slowdown_pct": 100 * (1 - rates), **found}
+        store = str(self._folder / "saving")
+        about = {"source": self._store(tokens), "tokens": tokens, "num_rounds": num_rounds}
+        found = self._ours("saving", makes=store, store=store, **about)
+        return [{"what": "saving", "tokens": tokens, **row} for row in found]
 
     def _ours(self, job: str, **arguments: Any) -> Any:
         return side.run("ttft_ours", job, path=self._path, **arguments)

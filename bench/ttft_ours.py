@@ -1,6 +1,7 @@
 """Our side of the benchmark of the time to the first token, a job in each process."""
 
 import os
+import shutil
 import time
 from concurrent.futures import Future
 from pathlib import Path
@@ -32,7 +33,8 @@ from edgecortex.sessions import archive_of
 NUM_GENERATED = 17  # tokens: the first one, and 16 decode steps whose median is the step
 NUM_HOT = 5
 NUM_AGENTS, AGENT_TOKENS = 4, 64  # that decode while a context is saved
-NUM_BLOCKS, BLOCK_STEPS = 6, 16  # of decoding, with saves and without in turns
+# Steps of decoding with saves and without: as contexts grow, those with them are in between.
+BLOCKS, BLOCK_STEPS = (False, True, True, False), 8
 
 
 def save(path: str, store: str, contexts: list[int]) -> int:
@@ -155,33 +157,49 @@ def read(files: list[str], dropped: bool) -> float:
     return time.perf_counter() - start
 
 
-def saving(path: str, store: str, tokens: int) -> dict[str, Any]:
+def saving(
+    path: str, source: str, store: str, tokens: int, num_rounds: int
+) -> list[dict[str, Any]]:
     """Tokens per second of some agents, while a context of `tokens` is stored over and over, and
-    while nothing is."""
+    while nothing is: rounds of both.
+
+    Args:
+        store: a new one, which gets what is in `source`; what is stored already would not be
+            written again.
+    """
+    shutil.copytree(source, store, dirs_exist_ok=True)
     core = open_core(path, store, tokens)
     saver = _Saver(archive_of(core), recalled(core, object(), passage(core, tokens)))
     lengths = [tokens, *[AGENT_TOKENS] * NUM_AGENTS]
     agents = [ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, lengths)[1:]]
     while not all(request.generation.token_ids for request in agents):
         core.step()
-    rates: dict[bool, list[float]] = {False: [], True: []}
-    for block in range(2 * NUM_BLOCKS):
-        busy = block % 4 in (1, 2)  # without, with, with, without: contexts grow meanwhile
-        rates[busy].append(_rate(core, saver if busy else None))
+    rows = [{"round": number, **_saving(core, saver)} for number in range(1, num_rounds + 1)]
     for request in agents:
         core.release(request.agent)
     core.close()
+    return rows
+
+
+def _saving(core: EngineCore, saver: "_Saver") -> dict[str, Any]:
+    """One round."""
+    saver.reset()
+    seconds = {False: 0.0, True: 0.0}
+    for busy in BLOCKS:
+        seconds[busy] += _decoding(core, saver if busy else None)
+    num_tokens = NUM_AGENTS * BLOCK_STEPS * len(BLOCKS) // 2
     return {
         "agents": NUM_AGENTS,
-        "without_tokens_per_s": median(rates[False]),
-        "beside_tokens_per_s": median(rates[True]),
-        "saves": saver.num_saves,
+        "slowdown_pct": 100 * (1 - seconds[False] / seconds[True]),
+        "without_tokens_per_s": num_tokens / seconds[False],
+        "beside_tokens_per_s": num_tokens / seconds[True],
+        "saved_mb": saver.num_bytes / 1e6,
         "saved_mb_per_s": saver.num_bytes / saver.seconds / 1e6,
     }
 
 
-def _rate(core: EngineCore, saver: "_Saver | None") -> float:
-    """Tokens per second over some steps of all agents."""
+def _decoding(core: EngineCore, saver: "_Saver | None") -> float:
+    """Seconds of some steps of all agents."""
     start = time.perf_counter()
     for _ in range(BLOCK_STEPS):
         if saver:
@@ -190,7 +208,7 @@ def _rate(core: EngineCore, saver: "_Saver | None") -> float:
     seconds = time.perf_counter() - start
     if saver:
         saver.pause()
-    return NUM_AGENTS * BLOCK_STEPS / seconds
+    return seconds
 
 
 class _Saver:
@@ -199,26 +217,34 @@ class _Saver:
 
     def __init__(self, archive: Archive, context: Context) -> None:
         self._archive, self._context = archive, context
-        self._started, self._future = 0.0, Future[int]()
-        self._future.set_result(0)
-        self.num_saves, self.num_bytes, self.seconds = 0, 0, 0.0
+        self._started = 0.0
+        self._counted = Future[None]()
+        self._counted.set_result(None)
+        self.reset()
+
+    def reset(self) -> None:
+        """Counts anew."""
+        self.num_bytes, self.seconds = 0, 0.0
 
     def go_on(self) -> None:
         """Begins another save, if the last one is complete."""
-        if self._future.done():
-            self._context.token_ids[0] = self.num_saves
+        if self._counted.done():
+            self._context.token_ids[0] += 1
             self._started = time.perf_counter()
-            self._future = self._archive.save(self._context, tail=True)
-            self._future.add_done_callback(self._count)
-            self.num_saves += 1
+            self._counted = Future()
+            self._archive.save(self._context, tail=True).add_done_callback(self._count)
 
     def _count(self, future: "Future[int]") -> None:
         self.seconds += time.perf_counter() - self._started
+        if error := future.exception():
+            self._counted.set_exception(error)
+            return
         self.num_bytes += future.result()
+        self._counted.set_result(None)
 
     def pause(self) -> None:
         """Waits for what was begun."""
-        self._future.result()
+        self._counted.result()
 
 
 def drop(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`edgecortex bench`: measure this machine."""
 
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,10 @@ app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 @app.callback()
 def _group() -> None:
     """Measure this machine."""
+    # Other ways to end it end the processes that measure, too.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
 
 
 # One benchmark.
@@ -106,7 +111,7 @@ def quality(
         int | None,
         typer.Option(
             min=1,
-            help="Windows of 1,024 tokens. Default: 16, with --quick 1.",
+            help="Windows of 1,024 tokens. Default: 16, with --quick one of 512 instead.",
             show_default=False,
         ),
     ] = None,
@@ -125,10 +130,12 @@ def quality(
     as_json: AsJson = False,
 ) -> None:
     """What each KV format costs in perplexity and KL, against full precision."""
-    chosen = BENCHES["quality"].chosen(quick)["windows"]
-    numbers = {1024: windows or chosen[1024]}
-    numbers[4096] = chosen.get(4096, 0) if long_windows is None else long_windows
-    given = {length: number for length, number in numbers.items() if number}
+    asked = {1024: windows, 4096: long_windows}
+    given = {length: number for length, number in asked.items() if number is not None}
+    chosen: dict[int, int] = BENCHES["quality"].chosen(quick)["windows"]
+    if given and not quick:
+        given = chosen | given
+    given = {length: number for length, number in given.items() if number} or chosen
     _measure("quality", model, device, quick, again, out, as_json, windows=given)
 
 
@@ -144,7 +151,8 @@ def council(
 ) -> None:
     """Streams on a River's landmarks: what each takes, and what they cost the River.
 
-    Up to 1,000 Streams are resident and up to 100 busy, with --quick 100 and 16.
+    Up to 1,000 Streams are resident and up to 100 busy, with --quick 100 and 16, and
+    no thoughts are timed.
     """
     given = {"agents": counts(agents, "--agents")}
     _measure("council", model, device, quick, again, out, as_json, **given)
@@ -195,7 +203,7 @@ def compare(
     """The same work on EdgeCortex, mlx-lm and llama.cpp, side by side.
 
     llama.cpp takes part with --gguf, where llama-cpp-python is installed.
-    Contexts have 512, 2,048 and 4,096 tokens, with --quick 512.
+    Contexts have 512, 2,048 and 4,096 tokens, with --quick 256.
     """
     given = {"contexts": counts(contexts, "--contexts"), "rounds": repeat, "gguf": gguf}
     _measure("compare", model, device, quick, again, out, as_json, **given)

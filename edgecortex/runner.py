@@ -125,17 +125,22 @@ class ModelRunner:
 
 
 def make_pool(
-    format: KVFormat, windows: Sequence[int | None], shapes: Sequence[Shape], max_bytes: int
+    format: KVFormat,
+    windows: Sequence[int | None],
+    shapes: Sequence[Shape],
+    max_bytes: int,
+    attends: bool = True,
 ) -> BlockPool:
-    """A pool of `max_bytes` for layers with these sliding windows and shapes."""
+    """A pool of `max_bytes` for layers with these sliding windows and shapes. If nothing attends
+    what is in it, how that is done fastest is not measured."""
     return BlockPool(
         format,
         windows,
         [_token_nbytes(format, shape) for shape in shapes],
         sum(_row_nbytes(format, shape) for shape in shapes),
         max_bytes,
-        measure_dense_from(format, shapes[0]),
-        measure_keeps_read_back(format, shapes[0]),
+        measure_dense_from(format, shapes[0]) if attends else 1,
+        attends and measure_keeps_read_back(format, shapes[0]),
     )
 
 

@@ -51,9 +51,9 @@ ROWS: dict[str, list[dict[str, Any]]] = {
             for n, published in ((10, 12), (100, None))
         ),
         *(
-            {"what": "speed", "streams": n, "river_share": 0.9}
-            | {"least_share": 0.8, "most_share": 1.0}
+            {"what": "speed", "streams": n, "round": turn, "river_share": share}
             for n in (0, 16)
+            for turn, share in enumerate((0.9, 0.8, 1.0), 1)
         ),
     ],
     "compare": [

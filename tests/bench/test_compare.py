@@ -104,7 +104,12 @@ def test_every_side_is_measured_and_right(report: dict[str, Any]) -> None:
     for state in ("cold", "restored"):
         found = [(row["side"], row["tokens"]) for row in rows(report, state)]
         assert found == [(name, 150) for name in SIDES]
-    found = [(row["side"], row["scenario"], row["agents"]) for row in rows(report, "decode")]
+    decode = rows(report, "decode")
+    rounds = {(row["side"], row["scenario"], row["agents"]): [] for row in decode}
+    for row in decode:
+        rounds[row["side"], row["scenario"], row["agents"]].append(row["round"])
+    assert set(map(tuple, rounds.values())) == {(1, 2, 3, 4)}  # blocks
+    found = list(rounds)
     batches = [(name, *of) for name in SIDES[:2] for of in (("decode1", 1), ("mixed3", 3))]
     assert found == [*batches, ("mlx-lm 4-bit", "decode1", 1), ("ours fp", "mixed3", 3)]
     assert [row["side"] for row in rows(report, "kl")] == ["ours", "mlx-lm 4-bit"]
@@ -130,6 +135,8 @@ def test_ratios_come_first_and_say_who_is_better(report: dict[str, Any]) -> None
     assert report["rows"][: len(ratios)] == ratios
     for row in ratios:
         assert row["ratio"] == row["ours"] / row["theirs"]
+        assert ("least" in row) == (row["metric"] in WORK.agents or row["metric"] == "first_tokens")
+        assert row.get("least", row["ratio"]) <= row["ratio"] <= row.get("most", row["ratio"])
         gain = row["ratio"] if row["better"] == "above 1" else 1 / row["ratio"]
         expected = "even" if abs(gain - 1) <= compare.EVEN else "better" if gain > 1 else "worse"
         assert row["verdict"].split()[0] == expected
@@ -276,12 +283,14 @@ def test_medians_and_verdicts() -> None:
     assert (first["at"], first["verdict"]) == ("512 tokens", "better 2x")
     assert (second["at"], second["verdict"]) == ("2,048 tokens", "worse 1.5x")
     assert {row["verdict"] for row in memory} == {"even"}
-    figures = compare._figures(found)  # of the longest context
-    assert figures["compare.ttft_cold_over_mlx_lm"] == 1.5
+    assert (first["least"], first["most"]) == (0.2, 3.0)  # of any two rounds
+    figures = dict(compare._told(compare.ratios(found)))
+    assert figures["compare.ttft_cold_over_mlx_lm"] == second  # of the longest context
     assert compare._verdict(2.0, compare.LESS, []) == "worse 2x"
     assert compare._verdict(2.0, compare.MORE, []) == "better 2x"
     assert compare._verdict(0.125, compare.MORE, []) == "worse 8x"
-    assert compare._figures([{**r, "check": "wrong"} for r in found]) == {}
+    wrong = compare.ratios([{**r, "check": "wrong"} for r in found])
+    assert list(compare._told(wrong)) == []
 
 
 # The peers themselves.

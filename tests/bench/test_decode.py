@@ -7,21 +7,22 @@ import pytest
 
 from edgecortex.bench import decode, decode_ours
 from edgecortex.bench.asking import open_core
+from edgecortex.bench.side import BLOCKS
 from edgecortex.errors import EdgeCortexError
 
 LENGTHS = {"alone": [70], "mixed16": [20, 5, 90]}
-STEPS = 5
+STEPS = 2  # of a block
 
 
 @pytest.fixture(scope="module")
 def said(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """A row of each scenario."""
+    """The last row of each scenario, which has all that was said."""
     core = open_core(str(smollm2), str(tmp_path_factory.mktemp("store")), 100)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_ours, "NUM_STEPS", STEPS)
-        rows = [decode_ours._scenario(core, name, sizes) for name, sizes in LENGTHS.items()]
+    rows = [decode_ours._scenario(core, *each, STEPS) for each in LENGTHS.items()]
     core.close()
-    return rows
+    assert [len(blocks) for blocks in rows] == [BLOCKS] * len(LENGTHS)
+    assert all(row["tokens_per_s"] > 0 for blocks in rows for row in blocks)
+    return [blocks[-1] for blocks in rows]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_was_said_is_what_the_model_says(said: list[dict[str, Any]], smollm2: Path) -> None:
     assert [len(row["said"]) for row in said] == [1, 3]
-    assert all(len(tokens) > STEPS for row in said for tokens in row["said"])
+    assert all(len(tokens) > STEPS * BLOCKS for row in said for tokens in row["said"])
     rows = [dict(row) for row in said]
     decode.check(str(smollm2), rows)
     assert all(0 <= row["regret_nats"] <= decode.MOST_REGRET for row in rows)

@@ -41,6 +41,8 @@ def test_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| 37 agents |  | ≥ 34 | reached |" in page
     missing = page[page.index("Not measured here: ") :].splitlines()[0]
     assert "`ttft.cold_over_warm_8k`" in missing
+    assert "(`edgecortex bench ttft`)" in missing
+    assert "Measured by `edgecortex bench ttft` on Linux x86_64, CPU (made up)" in page
     assert "`ttft.warm_over_limit`" not in missing
     assert "- cold: all tokens are read\n" in page
     assert 'There are no pictures: no pictures are drawn without matplotlib: pip install "' in page

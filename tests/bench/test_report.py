@@ -123,20 +123,29 @@ def test_spread_is_of_figures_that_several_rounds_have() -> None:
 
 
 def test_decode_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = iter([20.0, 10.0, 40.0, 10.0, 30.0, 10.0])  # ours and mlx-lm's in turns
+    rates = iter([20.0, 10.0, 40.0, 10.0, 30.0, 8.0])  # ours and mlx-lm's in turns
 
-    def side(name: str, path: str, slow: bool) -> list[dict[str, Any]]:
+    def side(name: str, path: str, num_steps: int, slow: bool) -> list[dict[str, Any]]:
         rate = next(rates)
         row = {"tokens_per_s": rate, "overhead_pct": 1.0, "memory_ratio": 1.0, "ratio": 2.0}
         names = [*decode.SCENARIOS, "prefix64", "private64", decode.GAP]
         names = [n for n in names if slow or n not in (decode.GAP, decode.MIXED)]
-        return [{"scenario": scenario, **row} for scenario in names]
+        # A block that is a tenth slower.
+        slower = {"tokens_per_s": 0.9 * rate}
+        return [
+            {"scenario": scenario, **row, **(slower if number == 4 else {}), "round": number}
+            for scenario in names
+            for number in (1, 2, 4)
+        ]
 
     monkeypatch.setattr(decode, "resolve", Path)
     monkeypatch.setattr(decode, "_run", side)
     report = decode.measure("m", 3, lambda line: None)
-    assert report["figures"]["decode.alone_over_mlx_lm"] == 3.0
-    assert report["spread"]["decode.alone_over_mlx_lm"] == [2.0, 4.0]
+    assert report["figures"]["decode.alone_over_mlx_lm"] == pytest.approx(30 / 9)
+    # Each block of ours over each one of mlx-lm's.
+    ends = report["spread"]["decode.alone_over_mlx_lm"]
+    assert ends == [pytest.approx(18 / 10), pytest.approx(40 / 7.2)]
+    assert report["spread"]["decode.equal16_over_1"] == [1.0, 1.0]  # both of the same block
     assert set(report["spread"]) == set(report["figures"]) == set(figures_of("decode"))
     rates = iter([20.0, 10.0])
     figures = decode.measure("m", 1, lambda line: None, slow=False)["figures"]
@@ -150,18 +159,15 @@ def test_decode_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_ttft_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     class Scripted(ttft._Rounds):
-        number = 0
-
         def save(self, contexts: object) -> None:
             pass
 
-        def measure(self, tokens: int, more: object, where: str) -> None:
-            Scripted.number += 1
-            for state, seconds in (("cold", 8.0), ("mlx_lm", 8.0 * Scripted.number)):
+        def measure(self, tokens: int, number: int, where: str) -> None:
+            for state, seconds in (("cold", 8.0), ("mlx_lm", 8.0 * number)):
                 self._note(state, tokens, 1, {"ttft_s": seconds})
 
-        def saving(self, tokens: int) -> dict[str, Any]:
-            return {"slowdown_pct": 3.0 * Scripted.number}
+        def saving(self, tokens: int, num_rounds: int) -> list[dict[str, Any]]:
+            return [{"what": "saving", "slowdown_pct": 3.0 * number} for number in (1, 3, 2)]
 
     monkeypatch.setattr(ttft, "resolve", Path)
     monkeypatch.setattr(ttft, "_Rounds", Scripted)

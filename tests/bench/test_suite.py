@@ -255,7 +255,7 @@ def test_settings_that_are_given_go_before(monkeypatch: pytest.MonkeyPatch) -> N
     report = suite.measure("ttft", "m", True, given, print)
     suite.measure("ttft", "m", False, {}, print)
     assert [a["contexts"] for a in asked] == [[64], [512, 1024, 2048, 4096, 8192]]
-    assert [a["repeat"] for a in asked] == [1, 3]
+    assert [a.get("whole") for a in asked] == [False, None]
     assert {a["model"] for a in asked} == {"m"}
     assert report["settings"]["quick"] is True
     assert BENCHES["ttft"].settings["repeat"] == 3
