@@ -37,7 +37,7 @@ BENCHES = {
         700,
         85,
         {"repeat": 3, "slow": True},
-        {"repeat": 1, "slow": False, "num_steps": 24},
+        {"repeat": 1, "slow": False, "num_steps": 16},
     ),
     "memory": Bench(
         "What KV takes on disk, and how many agents of Gemma 3 12B fit in 10.2 GB of memory",
@@ -63,9 +63,9 @@ BENCHES = {
     "synapse": Bench(
         "What a few landmarks are worth, against as many sinks and recent tokens",
         900,
-        30,
+        52,
         {"contexts": 20, "tokens": 4096, "kept": 128, "text": ""},
-        {"contexts": 2, "tokens": 1024, "kept": 128, "text": ""},
+        {"contexts": 2, "tokens": 2048, "kept": 128, "text": ""},
     ),
     "injection": Bench(
         "What an injected thought does, against the same words pasted; and the gate",

@@ -45,6 +45,7 @@ NEAR_TIE_16_BITS = 0.5  # nats; two logits of 16 bits may each be off by a quart
 # hundredths or a tenth, llama.cpp's 8-bit activations to less, a wrong context to several.
 MAX_REGRET = 0.5
 NOT_VALID = "not valid"
+OK, NOT_CHECKED = "ok", "not checked"  # the latter of a side of which nothing but sizes is measured
 EVEN = 0.02  # ratios that near to 1 are neither better nor worse
 AGENTS = {
     "decode1": [64],
@@ -86,7 +87,7 @@ METRICS = [
     ("ttft_cold", "cold", "ttft_s", LESS, ("mlx-lm", "llama.cpp")),
     ("ttft_restored", "restored", "ttft_s", LESS, ("mlx-lm", "llama.cpp")),
     ("", "decode", "tokens_per_s", MORE, ("mlx-lm", "llama.cpp")),
-    ("first_tokens", "decode", "first_tokens_s", LESS, ()),
+    ("first_tokens", "begun", "first_tokens_s", LESS, ()),
     ("kv_bytes", "kv", "kv_bytes", LESS, ("mlx-lm 4-bit", "llama.cpp q4_0")),
     ("kv_bytes_in_16_bits", "kv", "in_16_bits_bytes", LESS, ()),
     ("disk_bytes", "kv", "disk_bytes", LESS, tuple(SIDES)),
@@ -97,8 +98,8 @@ DEFINITIONS = {
     "cold": "a new process, the model loaded and warm; a context and one token are read",
     "restored": "a new process, the model loaded and warm; the context's KV is on disk and in the "
     "page cache, and one token is read",
-    "decode": "seconds until each agent has said its first token, all begun at once, and from then "
-    "on tokens per second of all together",
+    "begun": "seconds until each agent has said its first token, all begun at once",
+    "decode": "from then on tokens per second of all together, in blocks of steps",
     "kv": "a context's KV in memory, what it would take where MLX computes in 16-bit floats, and "
     "its files",
     "kl": "nats per token to the same side's full precision (llama.cpp: 16-bit KV)",
@@ -179,8 +180,10 @@ class _Comparison:
             self._full_precision()
         self._kl()
         self._judge()
+        said = {row["side"] for row in self.rows if row["what"] == "answers"}
         for row in self.rows:
-            row["check"] = self._wrong.get(row["side"], "ok")
+            fine = OK if row["side"] in said else NOT_CHECKED
+            row["check"] = self._wrong.get(row["side"], fine)
 
     def _do(self, name: str, job: str, makes: str = "", **arguments: Any) -> Any:
         """A job of a side; None once a peer's has failed, which leaves it out from there on."""
@@ -230,7 +233,8 @@ class _Comparison:
 
     def _first_token(self, name: str, state: str, tokens: int, number: int) -> None:
         ids = self._context(tokens)
-        files = {s: self._folder / f"{name}-{s}-{tokens}.npy" for s in ("cold", "restored")}
+        stem = f"{name}-{tokens}-{number}"
+        files = {s: self._folder / f"{stem}-{s}.npy" for s in ("cold", "restored")}
         common: Row = {"store": self._store(name), "num_tokens": NUM_GENERATED}
         found = self._do(name, state, ids=ids, logits=str(files[state]), **common)
         if found is None:
@@ -271,9 +275,11 @@ class _Comparison:
             said = row.pop("said")
             for prompt, answer in zip(scenarios[row["scenario"]], said, strict=True):
                 self._note(name, prompt, answer)
-            about = {"what": "decode", "side": name, "agents": len(said)}
+            about = {"side": name, "scenario": row.pop("scenario"), "agents": len(said)}
             for block, rate in enumerate(row.pop("tokens_per_s"), BLOCKS * (number - 1) + 1):
-                self.rows.append({**about, "round": block, **row, "tokens_per_s": rate})
+                speed = {"round": block, "tokens_per_s": rate}
+                self.rows.append({"what": "decode", **about, **speed})
+            self.rows.append({"what": "begun", **about, "round": number, **row})
 
     def _kl(self) -> None:
         self._progress("KL of each KV format")
@@ -322,7 +328,7 @@ class _Comparison:
 def ratios(rows: Sequence[Row]) -> list[Row]:
     """Ours over each other's, in every metric and at every size; medians over the rounds, and
     the least and the most that any two rounds give, where there are several."""
-    wrong = {row["side"] for row in rows if row["check"] != "ok"}
+    wrong = {row["side"] for row in rows if row["check"] not in (OK, NOT_CHECKED)}
     found = []
     for metric, what, key, better, _ in METRICS:
         values: dict[tuple[str, str], list[float]] = {}

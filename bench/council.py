@@ -30,6 +30,12 @@ QWEN25_05B = {
 QWEN = "Qwen2.5-0.5B's shape, random weights"
 MANY = 100
 PUBLISHED_MB = {10: 12, 50: 10, 100: 13}  # per agent of Qwen2.5-0.5B: Warp-Cortex, table 2
+# By kind of rows: the figure, and the column that it is about.
+FIGURES = {
+    "memory": ("council.mb_per_stream_100", "mb_per_stream"),
+    "speed": ("council.river_share_16", "river_share"),
+    "thought": ("council.thought_gap", "gap"),
+}
 Progress = Callable[[str], None]
 
 
@@ -66,7 +72,8 @@ DEFINITIONS = {
     "unless told otherwise. The figure is about the first of these numbers",
     "mb_per_stream": "growth of the process since before the first Stream, all in, over their "
     "number; the River has answered once by then. What is larger of what the system and what MLX "
-    "say counts. Nothing is given back for the measurement's sake. 1 MB is 1,000,000 bytes",
+    "say counts. Nothing is given back for the measurement's sake. The last steps are rounds. 1 MB "
+    "is 1,000,000 bytes",
     "mlx_cache_mb": "buffers that MLX keeps for later arrays, a part of the growth",
     "published_mb": "Warp-Cortex, table 2: growth of video memory per agent",
     "river_share": "the River's tokens per second while all Streams decode over those while they "
@@ -115,8 +122,8 @@ def measure(
         **asdict(plan),
         "definitions": DEFINITIONS,
     }
-    figures = _figures(rows, model)
-    rounds = [_figures([row], model) for row in rows if row["what"] != "memory"]
+    counted = _counted(rows, model)
+    figures, rounds = _figures(counted), [_figures([row]) for row in counted]
     return make_report("council", settings, figures, rows, spread(figures, rounds))
 
 
@@ -167,17 +174,23 @@ class _River:
         return side.run(module, job, path=self.path, store=self.store, **format, **arguments)
 
 
-def _figures(rows: Sequence[Row], model: str) -> dict[str, float]:
-    """Of 100 Streams in memory, when they have said the least, of 16 busy ones, and of a thought;
-    where these were measured."""
-    found: dict[str, float] = {}
-    for row in _of(rows, model, what="memory", streams=100)[:1]:
-        found["council.mb_per_stream_100"] = row["mb_per_stream"]
-    if shares := [row["river_share"] for row in _of(rows, model, what="speed", streams=16)]:
-        found["council.river_share_16"] = median(shares)
-    if gaps := [row["gap"] for row in _of(rows, model, what="thought", status="accepted")]:
-        found["council.thought_gap"] = median(gaps)
-    return found
+def _counted(rows: Sequence[Row], model: str) -> list[Row]:
+    """Those that figures are about: of 100 Streams in memory, when they have said the least, of
+    16 busy ones, and of accepted thoughts."""
+    memory = _of(rows, model, what="memory", streams=100)
+    least = min((row["said"] for row in memory), default=0)
+    speed = _of(rows, model, what="speed", streams=16)
+    thoughts = _of(rows, model, what="thought", status="accepted")
+    return [*(row for row in memory if row["said"] == least), *speed, *thoughts]
+
+
+def _figures(counted: Sequence[Row]) -> dict[str, float]:
+    """Medians of what was measured."""
+    values: dict[str, list[float]] = {}
+    for row in counted:
+        name, key = FIGURES[row["what"]]
+        values.setdefault(name, []).append(row[key])
+    return {name: median(found) for name, found in values.items()}
 
 
 def _of(rows: Sequence[Row], model: str, **wanted: object) -> list[Row]:

@@ -24,7 +24,7 @@ from edgecortex.warp.stream import Thought
 
 MOST = 256  # tokens that a Stream may say: it has room for them from the start
 FIRST_ANSWER = 16  # tokens that the River says before Streams begin, so that it has worked
-TOGETHER = 4  # steps that all Streams take at once before memory is measured
+TOGETHER = 4  # steps of all Streams at once, the last ones, after which memory is measured
 TASKS = "What else does it say?"
 MB = 1e6
 
@@ -65,10 +65,11 @@ def streams(path: str, store: str, kv_format: str, count: int, said: list[int]) 
         cortex = river.think_with(CortexConfig(sampling=SamplingParams(max_tokens=MOST)))
         cortex.ask(TASKS, [Thought(task) for task in tasks(count)])
         wait_until_begun(engine, cortex, count)
-        return [
-            facts | engine.call(partial(_once_said, engine.core, cortex, count, num_tokens, before))
-            for num_tokens in said
-        ]
+        rows: list[Row] = []
+        for num_tokens in said:
+            job = partial(_once_said, engine.core, cortex, count, num_tokens, before)
+            rows += [facts | row for row in engine.call(job)]
+        return rows
 
 
 def _now() -> Usage:
@@ -76,16 +77,25 @@ def _now() -> Usage:
     return Usage.now()
 
 
-def _once_said(core: EngineCore, cortex: Cortex, count: int, num_tokens: int, before: Usage) -> Row:
-    """Steps that far, the last ones with all Streams together."""
-    step_until_said(core, cortex, count, max(1, num_tokens - TOGETHER))
-    held = step_until_said(core, cortex, count, num_tokens)
+def _once_said(
+    core: EngineCore, cortex: Cortex, count: int, num_tokens: int, before: Usage
+) -> list[Row]:
+    """Steps that far, the last ones with all Streams together: a row for each of these, as what
+    the system gets back comes back now and then."""
+    first = max(1, num_tokens - TOGETHER + 1)
+    rows = []
+    for number, so_many in enumerate(range(first, num_tokens + 1), 1):
+        held = step_until_said(core, cortex, count, so_many)
+        rows.append({"said": num_tokens, "round": number, **_grown(before, len(held))})
     core.pool.check()
+    return rows
+
+
+def _grown(before: Usage, num_streams: int) -> Row:
     grown = Usage.now().since(before)
     return {
-        "streams": len(held),
-        "said": num_tokens,
-        "mb_per_stream": grown.growth / len(held) / MB,
+        "streams": num_streams,
+        "mb_per_stream": grown.growth / num_streams / MB,
         "process_mb": grown.process / MB,
         "mlx_arrays_mb": grown.arrays / MB,
         "mlx_cache_mb": grown.cached / MB,

@@ -15,7 +15,8 @@ from edgecortex.bench.side import BLOCKS, answer, run
 from edgecortex.errors import EdgeCortexError
 from edgecortex.models import resolve
 
-NUM_STEPS = 48  # that either side times in a scenario
+WARM_UP = 5  # steps of either side that are not timed; then
+NUM_STEPS = 48  # are, in a scenario
 # Prompt lengths of the agents, in tokens.
 SCENARIOS = {
     "alone": [512],
@@ -54,7 +55,7 @@ def measure(
             check(path, found)
             rows += [{"side": side, **row, "round": turn * BLOCKS + row["round"]} for row in found]
     settings = {"model": model, "repeat": repeat, "num_steps": num_steps, "blocks": BLOCKS}
-    settings["scenarios"] = SCENARIOS
+    settings |= {"warm_up": WARM_UP, "scenarios": SCENARIOS}
     figures = _figures(rows)
     return make_report("decode", settings, figures, rows, spread(figures, list(_rounds(rows))))
 
@@ -65,11 +66,15 @@ def _run(side: str, path: str, num_steps: int, slow: bool) -> list[Row]:
 
 
 def _rounds(rows: list[Row]) -> Iterator[dict[str, float]]:
-    """Figures of each block of ours with each one of mlx-lm's: none belongs to a certain other."""
-    numbers = sorted({row["round"] for row in rows})
-    for pair in product(numbers, numbers):
-        of_it = dict(zip(("ours", "mlx_lm"), pair, strict=True))
-        yield _figures([row for row in rows if row["round"] == of_it[row["side"]]])
+    """Figures of each block of ours, and of each of them with each one of mlx-lm's: none belongs
+    to a certain other."""
+    blocks: dict[str, dict[int, list[Row]]] = {"ours": {}, "mlx_lm": {}}
+    for row in rows:
+        blocks[row["side"]].setdefault(row["round"], []).append(row)
+    for ours, theirs in product(blocks["ours"].values(), blocks["mlx_lm"].values()):
+        both = _figures([*ours, *theirs])
+        yield {name: value for name, value in both.items() if name.endswith("_over_mlx_lm")}
+    yield from map(_figures, blocks["ours"].values())
 
 
 def check(path: str, rows: list[Row]) -> None:
@@ -95,7 +100,8 @@ def _figures(rows: list[Row]) -> dict[str, float]:
     """Those that the rows allow."""
 
     def value(side: str, scenario: str, key: str = "tokens_per_s") -> float | None:
-        found = [r[key] for r in rows if (r["side"], r["scenario"]) == (side, scenario)]
+        of_it = [r for r in rows if (r["side"], r["scenario"]) == (side, scenario)]
+        found = [row[key] for row in of_it if key in row]
         return float(median(found)) if found else None
 
     ours, peer = "ours", "mlx_lm"

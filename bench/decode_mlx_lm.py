@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, stream_generate
 from mlx_lm.utils import dequantize_model, load
 
-from edgecortex.bench.decode import MIXED, SCENARIOS, SLOW, worker
+from edgecortex.bench.decode import MIXED, SCENARIOS, SLOW, WARM_UP, worker
 from edgecortex.bench.side import rates, rates_of
 from edgecortex.bench.text import prompts
 from edgecortex.models.adapter import Tokenizer, compute_dtype
@@ -48,13 +48,12 @@ def _alone(model: Any, tokenizer: Any, ids: list[int], num_steps: int) -> tuple[
     from mlx_lm.models.cache import make_prompt_cache
 
     cache = make_prompt_cache(model)
+    most = WARM_UP + num_steps + 1
     times = [
         time.perf_counter()
-        for _ in stream_generate(
-            model, tokenizer, ids, max_tokens=num_steps + 1, prompt_cache=cache
-        )
+        for _ in stream_generate(model, tokenizer, ids, max_tokens=most, prompt_cache=cache)
     ]
-    return rates_of(times), sum(layer.nbytes for layer in cache)
+    return rates_of(times[WARM_UP:]), sum(layer.nbytes for layer in cache)
 
 
 def _together(model: Any, ids: list[list[int]], num_steps: int) -> tuple[list[float], int]:
@@ -64,6 +63,8 @@ def _together(model: Any, ids: list[list[int]], num_steps: int) -> tuple[list[fl
     spoken: set[int] = set()
     while len(spoken) < len(ids):
         spoken |= {response.uid for response in generator.next_generated()}
+    for _ in range(WARM_UP):
+        generator.next_generated()
     found = rates(lambda: len(generator.next_generated()), num_steps, MAX_SECONDS)
     return found, generator.prompt_cache_nbytes
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgecortex import gate
 from edgecortex.bench.asking import ask
-from edgecortex.bench.decode import GAP, NUM_STEPS, SCENARIOS, SLOW, worker
+from edgecortex.bench.decode import GAP, NUM_STEPS, SCENARIOS, SLOW, WARM_UP, worker
 from edgecortex.bench.side import BLOCKS, rates
 from edgecortex.bench.text import prompts
 from edgecortex.config import EngineConfig
@@ -43,6 +43,8 @@ def _scenario(
 ) -> list[dict[str, Any]]:
     """A row for each block of steps; what was said is in the last one's."""
     requests = _start(core, lengths)
+    for _ in range(WARM_UP):
+        core.step()
     rows = [_block(core, name, len(lengths), num_steps) for _ in range(BLOCKS)]
     rows[-1]["said"] = [request.generation.token_ids for request in requests]
     _end(core, requests)
@@ -97,10 +99,12 @@ def _prefix64(
     private_rates = _rates(core, [parent, *private], num_steps)
     for context in (parent, *private):
         pool.close(context)
-    return [
-        {"scenario": "prefix64", "tokens_per_s": rate, "memory_ratio": held / ideal}
-        for rate in shared_rates
-    ], [{"scenario": "private64", "tokens_per_s": rate} for rate in private_rates]
+    rows: list[dict[str, Any]] = [
+        {"scenario": "prefix64", "tokens_per_s": rate} for rate in shared_rates
+    ]
+    return [{"memory_ratio": held / ideal} | rows[0], *rows[1:]], [
+        {"scenario": "private64", "tokens_per_s": rate} for rate in private_rates
+    ]
 
 
 def _copy(core: EngineCore, parent: Context) -> Context:
@@ -119,14 +123,15 @@ def _copy(core: EngineCore, parent: Context) -> Context:
 
 
 def _rates(core: EngineCore, contexts: list[Context], num_steps: int) -> list[float]:
-    """Tokens per second in each block of steps, after one to warm up."""
+    """Tokens per second in each block of steps."""
     feed = [(context, [11]) for context in contexts]
 
     def step() -> int:
         core.runner.run(feed)
         return len(feed)
 
-    step()
+    for _ in range(WARM_UP):
+        step()
     return rates(step, num_steps)
 
 

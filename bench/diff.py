@@ -56,6 +56,7 @@ def diff(a: Path, b: Path) -> dict[str, Any]:
     }
 
 
+SAME = 1e-3  # of a figure: three digits
 Key = tuple[str, str]  # a benchmark and its model
 
 
@@ -119,7 +120,7 @@ def _row(name: str, a: Value, b: Value) -> Row:
 def _verdict(name: str, a: Value, b: Value) -> str:
     """In words: whether the two spreads meet, and if not, which is better."""
     (one, spread_a), (other, spread_b) = a, b
-    if one == other:
+    if abs(one - other) <= SAME * abs(one):
         return "the same"
     low_a, high_a = spread_a or (one, one)
     low_b, high_b = spread_b or (other, other)

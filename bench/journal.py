@@ -10,16 +10,17 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import edgecortex
-from edgecortex import bench, models
 from edgecortex.errors import EdgeCortexError
 from edgecortex.paths import home
 
 WORK, KEPT, LOCK, PARTS = ".bench-work-", ".bench-kept-", "lock", "parts.jsonl"
 KEPT_S = 7 * 24 * 3600  # what was stopped longer ago is removed
+PACKAGES = [f"edgecortex{part}" for part in ("", ".bench", ".cli", ".models")]
+KINDS = (".py", ".toml", ".json")  # of their files
 _current: "Journal | None" = None
 
 
@@ -28,12 +29,13 @@ class Journal:
     files. A part is known by what was asked, and by how many times that was asked before: every
     round asks the same again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lock: int) -> None:
         self.files = folder / "files"
         self.files.mkdir(exist_ok=True)
+        self.lock = lock  # the file; processes of parts have it too, and outlive this one at times
         self._path = folder / PARTS
         self._before = defaultdict[str, list[Any]](list)
-        self.num_parts, self.spent_s = 0, 0.0
+        self.num_parts, self.spent_s, self.part_failed = 0, 0.0, False
         self._read()
 
     def _read(self) -> None:
@@ -54,8 +56,9 @@ class Journal:
         key = _digest(asked)
         if self._before[key]:
             return self._before[key].pop(0)
-        begun = time.monotonic()
+        begun, self.part_failed = time.monotonic(), True
         result = do()
+        self.part_failed = False
         part = {"asked": key, "seconds": time.monotonic() - begun, "result": result}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(part) + "\n")
@@ -70,10 +73,15 @@ def once(asked: Any, do: Callable[[], Any]) -> Any:
     return _current.once(asked, do) if _current else do()
 
 
+def inherited() -> list[int]:
+    """Files that the process of a part has to have open."""
+    return [_current.lock] if _current else []
+
+
 @contextlib.contextmanager
 def resumable(name: str, settings: Any, again: bool = False) -> Iterator[Journal]:
     """Keeps what the parts of a benchmark give for a later start with the same settings and the
-    same code, should this one be stopped.
+    same code, should this one be stopped, or a part fail.
 
     Args:
         again: forget what an earlier start has left.
@@ -84,20 +92,21 @@ def resumable(name: str, settings: Any, again: bool = False) -> Iterator[Journal
     global _current
     home().mkdir(parents=True, exist_ok=True)
     _sweep()
-    folder, stopped = home() / f"{KEPT}{name}-{_digest([settings, code()])}", False
-    with _locked(folder):
+    folder = home() / f"{KEPT}{name}-{_digest([settings, code()])}"
+    with _locked(folder) as lock:
         if again:
             _empty(folder)
-        _current = Journal(folder)
+        _current = journal = Journal(folder, lock)
         try:
-            yield _current
-        except KeyboardInterrupt:
-            stopped = True
+            yield journal
+        except EdgeCortexError:
+            if not journal.part_failed:  # what has failed a check would fail it again
+                _remove(folder)
             raise
+        else:
+            _remove(folder)
         finally:
             _current = None
-            if not stopped:  # what has failed a check would fail it again
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -108,8 +117,7 @@ def work_folder() -> Iterator[str]:
         yield str(_current.files)
         return
     home().mkdir(parents=True, exist_ok=True)
-    for path in home().glob(f"{WORK}*/{LOCK}"):
-        _remove_free(path)
+    _sweep()
     with tempfile.TemporaryDirectory(prefix=WORK, dir=home()) as folder:
         begun = Path(folder) / f"{LOCK}.begun"
         with begun.open("w") as lock:  # nobody sees it before it is locked
@@ -119,7 +127,8 @@ def work_folder() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[int]:
+    """Holds a folder's lock, and yields the file."""
     folder.mkdir(exist_ok=True)
     with (folder / LOCK).open("w") as lock:
         try:
@@ -129,34 +138,44 @@ def _locked(folder: Path) -> Iterator[None]:
                 "this benchmark is being run with these settings just now, by another process: "
                 "wait until that has ended, for two at once would slow each other down"
             ) from error
-        yield
+        yield lock.fileno()
 
 
 def _sweep() -> None:
-    """Removes what was stopped long ago."""
+    """Removes what killed processes left that nobody can use, and what was stopped long ago."""
+    for path in home().glob(f"{WORK}*/{LOCK}"):
+        _remove_free(path)
     for path in home().glob(f"{KEPT}*/{LOCK}"):
-        if time.time() - path.stat().st_mtime > KEPT_S:
-            _remove_free(path)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > KEPT_S:
+                _remove_free(path)
 
 
 def _remove_free(path: Path) -> None:
     """Removes the folder of a lock that nobody holds."""
     with contextlib.suppress(OSError), path.open("r+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(path.parent, ignore_errors=True)
+        _remove(path.parent)
+
+
+def _remove(folder: Path) -> None:
+    _empty(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _empty(folder: Path) -> None:
-    """All but the lock."""
+    """Parts first: without their files they would be wrong."""
     (folder / PARTS).unlink(missing_ok=True)
     shutil.rmtree(folder / "files", ignore_errors=True)
 
 
 def code() -> str:
     """A hash of the program's own files: results of two programs are not put together."""
-    roots = [Path(str(module.__file__)).parent for module in (edgecortex, bench, models)]
-    files = sorted({path for root in roots for path in root.rglob("*.py")})
-    return _digest([path.read_text("utf-8") for path in files])
+    specs = map(find_spec, PACKAGES)
+    roots = [Path(root) for spec in specs if spec for root in spec.submodule_search_locations or ()]
+    files = {path for root in roots for kind in KINDS for path in root.glob(f"**/*{kind}")}
+    texts = [path.read_text("utf-8") for path in sorted(files) if "results" not in path.parts]
+    return _digest(texts)
 
 
 def _digest(content: Any) -> str:

@@ -110,23 +110,39 @@ def page(reports: Mapping[str, Report], folder: Path) -> str:
 
 
 def readme_block(reports: Mapping[str, Report], folder: Path, base: Path) -> str:
-    """What a README says of the results in a folder, in links from its own folder."""
-    lines = [*_told(reports), "", *figure_table(reports)]
-    usual = _usual(_kind, reports)
-    for report in reports.values():
-        lines += _first_tokens(report, _elsewhere(report, usual))
+    """What a README says of the results in a folder, benchmark by benchmark, in links from its
+    own folder."""
+    lines, links = _told(reports), []
+    usual, model = _usual(_kind, reports), _usual(_model, reports)
     to = Path(os.path.relpath(folder, base)).as_posix()
-    links = []
-    for stem, report in reports.items():
+    for stem, report in sorted(reports.items(), key=_place):
+        device = _elsewhere(report, usual)
+        lines += ["", f"**{_heading(report, model, device)}**", "", *figure_table({stem: report})]
+        lines += _first_tokens(report, device)
         if f"{stem}.svg" not in _pictures(folder, stem):
             continue
-        if report["benchmark"] in SHOWN and _kind(report) == usual:
+        if report["benchmark"] in SHOWN and not device:
             lines += ["", f"![{_title(report)}]({to}/{stem}.svg)"]
         else:
             links.append(f"[{stem}]({to}/{stem}.svg)")
     if links:
         lines += ["", f"More pictures: {', '.join(links)}."]
     return _text(lines)
+
+
+def _place(item: tuple[str, Report]) -> tuple[int, str]:
+    """In the order of the benchmarks, those of the future last."""
+    stem, report = item
+    names = [*BENCHES, report["benchmark"]]
+    return names.index(report["benchmark"]), stem
+
+
+def _heading(report: Report, usual_model: str, device: str) -> str:
+    name = report["benchmark"]
+    model = _model(report) if _model(report) != usual_model else ""
+    named = ", ".join(filter(None, (model, device, "quick" if _is_quick(report) else "")))
+    title = f": {BENCHES[name].title}" if name in BENCHES else ""
+    return f"{name} ({named}){title}" if named else f"{name}{title}"
 
 
 def replace_block(readme: Path, reports: Mapping[str, Report], folder: Path) -> None:
@@ -213,6 +229,10 @@ def _told(reports: Mapping[str, Report]) -> list[str]:
         text += (
             " Spread is the least and the most of several rounds, or of several groups of contexts."
         )
+    if any(map(_is_quick, reports.values())):
+        text += (
+            " A quick run measures shorter contexts and fewer of them; targets are about full ones."
+        )
     return [*lines, text + _measured(reports)]
 
 
@@ -244,7 +264,7 @@ def _figure(name: str, label: str, value: float, ends: Sequence[float] | None) -
 def _about(stem: str, report: Report, folder: Path) -> list[str]:
     """A report without its heading."""
     command = _command(report["benchmark"], _is_quick(report))
-    lines = [f"Measured by {command} on {made_on(report)}.", ""]
+    lines = [f"Measured by {command}, with the settings below, on {made_on(report)}.", ""]
     settings = [f"{name}: {value}" for name, value in settings_of(report).items()]
     lines += [f"Settings: {'; '.join(settings)}.", "", *figure_table({stem: report})]
     if pictures := _pictures(folder, stem):
@@ -294,12 +314,17 @@ def _machines(reports: Mapping[str, Report]) -> dict[str, list[str]]:
 
 
 def _missing(reports: Mapping[str, Report]) -> list[str]:
-    """Figures that no report gives, with the commands that do."""
+    """Figures that no report gives, with the commands that do, if peers are installed."""
     given = {name for report in reports.values() for name in report["figures"]}
     missing = {
-        kind: [f"`{name}`" for name in figures_of(kind) if name not in given] for kind in BENCHES
+        kind: [f"`{name}`" for name in figures_of(kind) if name not in given and not _small(name)]
+        for kind in BENCHES
     }
     return [f"{', '.join(names)} ({_command(kind)})" for kind, names in missing.items() if names]
+
+
+def _small(name: str) -> bool:
+    return name in FIGURES and FIGURES[name].only_quick
 
 
 def _command(benchmark: str, quick: bool = False) -> str:

@@ -36,8 +36,8 @@ MEMORY_BYTES = 1 << 29  # of an array that is far larger than any cache
 NUM_EXP = 1 << 24
 SQUARES, LONG_S = (1024, 2048, 4096, 8192), 0.2  # sizes, until a product takes so long
 ROWS = 16
-REPEATS = 5
-ROUNDS = 3  # of decoding and reading
+REPEATS = 2
+ROUNDS = 3  # of everything but what is on disk
 PROMPT = 64  # tokens of an agent that decodes
 HEADS = ("n_heads", "num_heads", "num_attention_heads", "n_head")  # what models call their number
 FLOPS, BYTES, NUMBERS = "GFLOP/s", "GB/s", "G numbers/s"
@@ -78,14 +78,16 @@ def roofline(
     core = EngineCore(loaded, config)
     work = Work.of(loaded, core.runner.shapes)
     progress("the machine's products and memory")
-    rows: list[Row] = [*_machine(work, memory_bytes), work.row()]
-    rates = {row["rate_of"]: 1e9 * row["rate"] for row in rows if "rate_of" in row}
+    machine = [list(_machine(work, memory_bytes)) for _ in range(ROUNDS)]
+    rates = [{row["rate_of"]: 1e9 * row["rate"] for row in of_it} for of_it in machine]
+    rows: list[Row] = [row for of_it in zip(*machine, strict=True) for row in _in_rounds(of_it)]
+    rows.append(work.row())
     for agents in (1, ROWS):
         progress(f"decoding, agents: {agents}")
         rows += _in_rounds(_decode(core, work, rates, agents, num_steps))
     for tokens in contexts:
         progress(f"reading {tokens:,} tokens")
-        rows += _in_rounds(_prefill(core, work, rates, tokens) for _ in range(ROUNDS))
+        rows += _in_rounds(_prefill(core, work, of_it, tokens) for of_it in rates)
     with work_folder() as folder:
         progress("the disk")
         rows += _disk(Path(folder), _kv_nbytes(core, contexts[-1]))
@@ -326,16 +328,17 @@ def _in_rounds(rows: Iterable[Row]) -> list[Row]:
 
 
 def _decode(
-    core: EngineCore, work: Work, rates: dict[str, float], agents: int, num_steps: int
+    core: EngineCore, work: Work, rates: list[dict[str, float]], agents: int, num_steps: int
 ) -> Iterator[Row]:
-    """A step of agents that have all said something; the median of so many, in each round."""
+    """A step of agents that have all said something; the median of so many, in each round, with
+    that one's rates of the machine."""
     requests = [ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, [PROMPT] * agents)]
     while not all(request.generation.token_ids for request in requests):
         core.step()
-    memory_s = work.weight_bytes / rates["memory, read"]
-    products_s = work.step_ops(agents) / rates["products, square"]
-    bound = MEMORY if memory_s > products_s else PRODUCTS
-    for _ in range(ROUNDS):
+    for of_it in rates:
+        memory_s = work.weight_bytes / of_it["memory, read"]
+        products_s = work.step_ops(agents) / of_it["products, square"]
+        bound = MEMORY if memory_s > products_s else PRODUCTS
         seconds = median(_seconds(core.step) for _ in range(num_steps))
         yield _limit(f"decode, {agents}", bound, max(memory_s, products_s), seconds, "s")
     for request in requests:

@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from edgecortex.bench.journal import once
+from edgecortex.bench.journal import inherited, once
 from edgecortex.errors import EdgeCortexError
 
 Job = Callable[..., Any]
@@ -56,7 +56,7 @@ def _answer(title: str, module: str, *arguments: str, text: str = "", **variable
     environment = os.environ | {"PYTHONSAFEPATH": "1"} | variables
     done = subprocess.run(
         [sys.executable, "-m", f"edgecortex.{module}", *arguments],
-        env=environment, input=text, capture_output=True, text=True,
+        env=environment, input=text, capture_output=True, text=True, pass_fds=inherited(),
     )  # fmt: skip
     if done.returncode:
         reason = done.stderr.strip()[-2000:] or f"exit status {done.returncode}"

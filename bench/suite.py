@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgecortex import bench, doctor
+from edgecortex import doctor, models
 from edgecortex.bench import journal, render
 from edgecortex.bench.benches import BENCHES
 from edgecortex.bench.journal import Journal
@@ -22,6 +22,7 @@ from edgecortex.bench.report import Report, machine, make_report, read_report
 from edgecortex.errors import ConfigError, EdgeCortexError, PromptError
 
 RECORD = "run.json"
+VARIABLES = ("EDGECORTEX_", "OPENBLAS_", "OMP_", "MLX_")  # what they say may change results
 OWN_TEXT = "Python's language reference"
 WITH_LLAMA_CPP = ("ttft", "compare")
 TAIL = 30  # lines of a failed process that are looked at
@@ -59,7 +60,9 @@ def resumable(
         EdgeCortexError: it is running just now.
     """
     settings = {key: _told(value) for key, value in given.items()}
-    here = [doctor.versions(), machine(), os.environ.get(bench.VARIABLE)]
+    variables = {key: value for key, value in os.environ.items() if key.startswith(VARIABLES)}
+    weights = [_told(path) for path in sorted((models.find(model) or Path()).glob("*.safetensors"))]
+    here = [doctor.versions(), machine(), variables, weights]
     return journal.resumable(name, [model, quick, settings, here], again)
 
 
@@ -304,7 +307,7 @@ def _run_one(record: Record, name: str, head: str, say: Say) -> str | None:
                 say(f"{head}: {lines[-1]}")
             process.wait()
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)  # for it the same, and never ignored
             process.wait()
             raise
     return _problem(process.returncode, lines) or _unreadable(record.folder / f"{name}.json")
@@ -315,7 +318,7 @@ def _problem(status: int, lines: Sequence[str]) -> str | None:
         return None
     how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
     _, told, said = "\n".join(lines).rpartition("edgecortex: ")
-    return said if told else f"{how}: {lines[-1]}" if lines else how
+    return said if told and status > 0 else f"{how}: {lines[-1]}" if lines else how
 
 
 def _unreadable(path: Path) -> str | None:

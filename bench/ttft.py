@@ -130,7 +130,8 @@ class _Rounds:
         self._path, self._gguf, self._folder, self._whole = path, gguf, folder, whole
         self._times, self._progress = times, progress
         self._stores = folder / "stores"
-        self._num_empty = 0
+        self._number = 0  # of the round
+        self._truth: dict[tuple[int, int], str] = {}  # the newest logits of what was read anew
 
     def save(self, contexts: Sequence[int]) -> None:
         """Stores a context of each size."""
@@ -140,6 +141,7 @@ class _Rounds:
 
     def measure(self, tokens: int, number: int, where: str) -> None:
         """All states at one size, in the first round for each number of new tokens."""
+        self._number = number
         for new_tokens in NEW_TOKENS if number == 1 and self._whole else NEW_TOKENS[:1]:
 
             def say(what: str, new_tokens: int = new_tokens) -> None:
@@ -168,19 +170,18 @@ class _Rounds:
         return side.run("ttft_ours", job, path=self._path, **arguments)
 
     def _cold(self, tokens: int, new_tokens: int) -> None:
-        self._num_empty += 1
-        store = str(self._folder / f"empty-{self._num_empty}")
-        logits = self._logits("cold", tokens, new_tokens)
+        logits = self._truth[tokens, new_tokens] = self._logits("cold", tokens, new_tokens)
+        store = logits.replace(".npy", ".store")
         arguments: Row = {"tokens": tokens, "new_tokens": new_tokens, "logits": logits}
         found = self._ours("cold", makes=store, store=store, **arguments)
         self._note("cold", tokens, new_tokens, found)
 
     def _warm(self, tokens: int, new_tokens: int, dropped: bool) -> None:
-        logits = self._logits("warm", tokens, new_tokens)
+        logits = self._logits("dropped" if dropped else "warm", tokens, new_tokens)
         arguments: Row = {"tokens": tokens, "new_tokens": new_tokens, "logits": logits}
         found = self._ours("warm", store=self._store(tokens), dropped=dropped, **arguments)
         name = f"{tokens:,} + {new_tokens} tokens"
-        truth = np.load(self._logits("cold", tokens, new_tokens))
+        truth = np.load(self._truth[tokens, new_tokens])
         files = found.pop("files")
         phases = found["phases_s"]
         phases["other"] = found["ttft_s"] - sum(phases[stage] for stage in STAGES)
@@ -207,7 +208,7 @@ class _Rounds:
         return str(self._stores / str(tokens))
 
     def _logits(self, state: str, tokens: int, new_tokens: int) -> str:
-        return str(self._folder / f"{state}-{tokens}-{new_tokens}.npy")
+        return str(self._folder / f"{state}-{tokens}-{new_tokens}-{self._number}.npy")
 
     def _note(self, state: str, tokens: int, new_tokens: int, found: Row) -> None:
         got = found.pop("prompt_tokens", tokens + new_tokens)

@@ -174,6 +174,8 @@ def saving(
     agents = [ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, lengths)[1:]]
     while not all(request.generation.token_ids for request in agents):
         core.step()
+    os.sync()
+    _decoding(core, None)  # to warm up
     rows = [{"round": number, **_saving(core, saver)} for number in range(1, num_rounds + 1)]
     for request in agents:
         core.release(request.agent)

@@ -12,15 +12,18 @@ from edgecortex.cli.bench_options import (
     Again,
     Agents,
     AsJson,
+    CompareRepeat,
     Contexts,
+    DecodeRepeat,
     Device,
     Gguf,
     InjectionPassages,
     Out,
     OwnText,
     Quick,
-    Repeat,
     SynapsePassages,
+    TtftRepeat,
+    WorkflowRepeat,
     counts,
 )
 
@@ -30,10 +33,10 @@ app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 @app.callback()
 def _group() -> None:
     """Measure this machine."""
-    # Other ways to end it end the processes that measure, too.
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    # Other ways to end it end the processes that measure, too; `nohup` is respected.
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 # One benchmark.
@@ -43,7 +46,7 @@ def _group() -> None:
 def ttft(
     model: options.Model = options.DEFAULT_MODEL,
     contexts: Contexts = None,
-    repeat: Repeat = None,
+    repeat: TtftRepeat = None,
     gguf: Gguf = None,
     plot: Annotated[
         Path | None,
@@ -73,7 +76,7 @@ def ttft(
 @app.command()
 def decode(
     model: options.Model = options.DEFAULT_MODEL,
-    repeat: Repeat = None,
+    repeat: DecodeRepeat = None,
     device: Device = None,
     quick: Quick = False,
     again: Again = False,
@@ -192,7 +195,7 @@ def injection(
 def compare(
     model: options.Model = options.DEFAULT_MODEL,
     contexts: Contexts = None,
-    repeat: Repeat = None,
+    repeat: CompareRepeat = None,
     gguf: Gguf = None,
     device: Device = None,
     quick: Quick = False,
@@ -230,7 +233,7 @@ def roofline(
 @app.command()
 def workflow(
     model: options.Model = options.DEFAULT_MODEL,
-    repeat: Repeat = None,
+    repeat: WorkflowRepeat = None,
     device: Device = None,
     quick: Quick = False,
     again: Again = False,
@@ -272,14 +275,17 @@ def _measure(
     from edgecortex.cli import measuring
 
     measuring.prepare(model, device, out, given.get("gguf"))
-    with measuring.going_on(), suite.resumable(name, model, quick, given, again) as parts:
+    with (
+        measuring.going_on(),
+        suite.resumable(name, model, quick, given, again) as parts,
+        measuring.progress(_expected_s(name, quick, given) - parts.spent_s) as progress,
+    ):
         if parts.num_parts:
-            measuring.note(f"{parts.num_parts} parts are complete since an earlier start")
-        with measuring.progress(_expected_s(name, quick, given) - parts.spent_s) as progress:
-            found = suite.measure(name, model, quick, given, progress)
-            if out:
-                progress(f"drawing into {out}")
-                render.save(found, out, name)
+            progress(f"{parts.num_parts} parts are complete since an earlier start")
+        found = suite.measure(name, model, quick, given, progress)
+        if out:
+            progress(f"drawing into {out}")
+            render.save(found, out, name)
     report.show(found, as_json)
     if out:
         measuring.note_missing_plots()

@@ -21,6 +21,11 @@ def _passages(bench: str) -> Any:
     return typer.Option("--passages", min=2, help=text, show_default=False)
 
 
+def _repeat(default: str) -> Any:
+    text = f"Rounds of all sides. {default}"
+    return typer.Option("--repeat", min=1, help=text, show_default=False)
+
+
 Contexts = Annotated[
     str | None,
     typer.Option(
@@ -33,14 +38,12 @@ Agents = Annotated[
     str | None,
     typer.Option("--agents", help="Numbers of side agents, such as 16,100.", show_default=False),
 ]
-Repeat = Annotated[
+TtftRepeat = Annotated[int | None, _repeat(_default("ttft", "repeat"))]
+DecodeRepeat = Annotated[int | None, _repeat(_default("decode", "repeat"))]
+WorkflowRepeat = Annotated[int | None, _repeat(_default("workflow", "repeat"))]
+CompareRepeat = Annotated[
     int | None,
-    typer.Option(
-        "--repeat",
-        min=1,
-        help=f"Rounds of all sides. {_default('ttft', 'repeat')}",
-        show_default=False,
-    ),
+    _repeat("Default: 3, with --quick 2, of which only the first has agents that decode."),
 ]
 Gguf = Annotated[
     Path | None,

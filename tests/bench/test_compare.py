@@ -135,7 +135,7 @@ def test_ratios_come_first_and_say_who_is_better(report: dict[str, Any]) -> None
     assert report["rows"][: len(ratios)] == ratios
     for row in ratios:
         assert row["ratio"] == row["ours"] / row["theirs"]
-        assert ("least" in row) == (row["metric"] in WORK.agents or row["metric"] == "first_tokens")
+        assert ("least" in row) == (row["metric"] in WORK.agents)
         assert row.get("least", row["ratio"]) <= row["ratio"] <= row.get("most", row["ratio"])
         gain = row["ratio"] if row["better"] == "above 1" else 1 / row["ratio"]
         expected = "even" if abs(gain - 1) <= compare.EVEN else "better" if gain > 1 else "worse"

@@ -62,6 +62,9 @@ def rows(report: dict[str, Any], what: str) -> list[dict[str, Any]]:
 
 def test_memory(report: dict[str, Any]) -> None:
     found = rows(report, "memory")
+    rounds = [(row["said"], row["round"]) for row in found]
+    assert rounds == [(2, 1), (2, 2), *((6, n) for n in (1, 2, 3, 4))] * 2
+    found = [row for row in found if row["round"] == 1]
     of_each = [(row["model"], row["streams"], row["said"]) for row in found]
     own = report["settings"]["model"]
     assert of_each == [(own, 3, 2), (own, 3, 6), (council.QWEN, 2, 2), (council.QWEN, 2, 6)]
@@ -114,8 +117,9 @@ def test_settings(report: dict[str, Any]) -> None:
 def test_figures() -> None:
     """Of the model itself, and of those who have said least."""
 
-    def memory(model: str, streams: int, mb: float) -> dict[str, Any]:
-        return {"model": model, "what": "memory", "streams": streams, "mb_per_stream": mb}
+    def memory(model: str, streams: int, mb: float, said: int = 8) -> dict[str, Any]:
+        found = {"model": model, "what": "memory", "streams": streams, "said": said}
+        return found | {"mb_per_stream": mb}
 
     def thought(status: str, gap: float) -> dict[str, Any]:
         return {"model": "m", "what": "thought", "status": status, "gap": gap}
@@ -126,7 +130,9 @@ def test_figures() -> None:
     made_up = [
         memory("m", 10, 5.0),
         memory("m", 100, 1.5),
-        memory("m", 100, 2.5),
+        memory("m", 100, 1.3),
+        memory("m", 100, 1.6),
+        memory("m", 100, 2.5, said=64),
         memory("other", 100, 9.0),
         *(speed(16, share) for share in (0.8, 0.9, 0.85)),
         speed(4, 0.7),
@@ -134,7 +140,9 @@ def test_figures() -> None:
         thought("rejected", 9.0),
     ]
     figures = {"mb_per_stream_100": 1.5, "river_share_16": 0.85, "thought_gap": 2.0}
-    assert council._figures(made_up, "m") == {f"council.{k}": v for k, v in figures.items()}
+    counted = council._counted(made_up, "m")
+    assert council._figures(counted) == {f"council.{k}": v for k, v in figures.items()}
+    assert len(counted) == 3 + 3 + 3
 
 
 def test_many_streams_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

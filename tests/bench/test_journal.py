@@ -122,6 +122,46 @@ def test_only_what_is_stopped_is_kept(home: Path) -> None:
     assert journal.once("outside", lambda: 2) == 2
 
 
+def test_a_part_that_fails_is_done_again() -> None:
+    """What was complete before is kept, unlike where a check of all of it fails."""
+
+    def failing() -> None:
+        raise EdgeCortexError("no memory is free")
+
+    with suppress(EdgeCortexError), journal.resumable("b", {}):
+        journal.once("first", lambda: 1)
+        journal.once("second", failing)
+    with journal.resumable("b", {}) as parts:
+        assert parts.num_parts == 1
+        assert journal.once("first", failing) == 1
+        assert journal.once("second", lambda: 2) == 2
+
+
+# Is killed while a real job of it, which waits for a file that is a pipe, goes on.
+WITH_JOB = """
+import sys
+from edgecortex.bench import journal, side
+with journal.resumable("b", {}):
+    side.run("ttft_ours", "read", files=[sys.argv[1]], dropped=False)
+"""
+
+
+def test_a_job_that_outlives_its_benchmark_holds_the_lock(home: Path) -> None:
+    pipe = home / "pipe"
+    os.mkfifo(pipe)
+    with started(WITH_JOB, str(pipe)) as process:
+        end = os.open(pipe, os.O_WRONLY)  # once the job has opened it
+        os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(EdgeCortexError, match="by another process"), journal.resumable("b", {}):
+        pass
+    os.close(end)
+    for _ in range(100):
+        with suppress(EdgeCortexError), journal.resumable("b", {}):
+            return
+        time.sleep(0.1)
+    pytest.fail("the lock is held for ever")
+
+
 def test_two_at_once_are_refused() -> None:
     with (
         journal.resumable("b", {}),

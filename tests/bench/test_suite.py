@@ -19,6 +19,7 @@ NAMES = ["ttft", "decode", "blas"]
 SCRIPT = textwrap.dedent("""
     import os, signal, sys, time
     what, report, path, trace = sys.argv[1:]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     open(trace, "a").write(os.path.basename(path) + " begins\\n")
     try:
         print("measuring, round 1", file=sys.stderr, flush=True)
@@ -235,7 +236,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_quick_is_meant_to_take_ten_minutes() -> None:
-    assert sum(bench.expected_s(quick=True) for bench in BENCHES.values()) <= 600
+    assert sum(BENCHES[name].expected_s(quick=True) for name in suite.names(quick=True)) <= 600
     for bench in BENCHES.values():
         assert bench.expected_s(quick=True) <= bench.expected_s(quick=False)
 

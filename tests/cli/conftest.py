@@ -4,9 +4,11 @@ import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from edgecortex.bench import journal
 from edgecortex.cli.main import main
 
 
@@ -20,6 +22,12 @@ class Result:
 
 
 Cli = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def no_users_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a user's stopped benchmarks have left is not theirs."""
+    monkeypatch.setattr(journal, "home", lambda: tmp_path / "home")
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_quick_and_what_goes_before_it(cli: Cli, asked: list[dict[str, Any]]) ->
     assert [settings.get("repeat") for settings in asked[:2]] == [1, 5]
     assert [settings["windows"] for settings in asked[2:]] == [
         {1024: 16, 4096: 4},
-        {1024: 1},
+        {512: 1},
         {1024: 3, 4096: 1},
         {1024: 16},
     ]
@@ -209,9 +209,15 @@ def test_sizes_of_benchmarks_that_have_a_plan(
     assert (refused.code, "expected the model's GGUF file" in refused.err) == (1, True)
 
 
-@pytest.mark.parametrize(("options", "num_lengths"), [((), 4), (("--quick",), 1)])
+@pytest.mark.parametrize(
+    ("options", "num_lengths", "stored"), [((), 4, "4,096"), (("--quick",), 1, "2,048")]
+)
 def test_memory(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], num_lengths: int
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    num_lengths: int,
+    stored: str,
 ) -> None:
     """With the processes that measure scripted."""
     monkeypatch.setattr(memory.side, "run", _memory_job)
@@ -220,7 +226,7 @@ def test_memory(
     assert "memory.shared_prefix_disk_pct  51" in result.out
     assert "memory.disk_bits_per_value  4.6" in result.out
     assert result.out.count("mlx-lm fp16") == num_lengths
-    assert "storing 50 agents of 4,096 tokens" in result.err
+    assert f"storing 50 agents of {stored} tokens" in result.err
 
 
 def _memory_job(module: str, job: str, **arguments: Any) -> Any:
