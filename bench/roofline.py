@@ -36,7 +36,7 @@ MEMORY_BYTES = 1 << 29  # of an array that is far larger than any cache
 NUM_EXP = 1 << 24
 SQUARES, LONG_S = (1024, 2048, 4096, 8192), 0.2  # sizes, until a product takes so long
 ROWS = 16
-REPEATS = 2
+REPEATS = 1  # of a measurement of the machine, after one to warm up
 ROUNDS = 3  # of everything but what is on disk
 PROMPT = 64  # tokens of an agent that decodes
 HEADS = ("n_heads", "num_heads", "num_attention_heads", "n_head")  # what models call their number
@@ -288,7 +288,7 @@ def _memory(num_bytes: int) -> tuple[float, float]:
 def _exp(function: Callable[[mx.array], mx.array]) -> float:
     """Seconds for numbers that are made anew each time, as `exp2` may overwrite them."""
     seconds = []
-    for _ in range(REPEATS):
+    for _ in range(REPEATS + 1):
         x = mx.random.uniform(-1, 0, (NUM_EXP,))
         mx.eval(x)
         seconds.append(_seconds(partial(_evaluate, function, x)))
@@ -309,7 +309,7 @@ def _disk(folder: Path, num_bytes: int) -> list[Row]:
         states["disk, page cache dropped"] = True
     rows = []
     for of, dropped in states.items():
-        seconds = median(ttft_ours.read([str(file)], dropped) for _ in range(REPEATS))
+        seconds = median(ttft_ours.read([str(file)], dropped) for _ in range(REPEATS + 1))
         rows.append(_rate(of, BYTES, num_bytes, seconds))
     return rows
 
