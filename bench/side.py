@@ -59,9 +59,14 @@ def _answer(title: str, module: str, *arguments: str, text: str = "", **variable
         env=environment, input=text, capture_output=True, text=True, pass_fds=inherited(),
     )  # fmt: skip
     if done.returncode:
-        reason = done.stderr.strip()[-2000:] or f"exit status {done.returncode}"
-        raise EdgeCortexError(f"{title} failed: {reason}")
+        raise EdgeCortexError(f"{title} failed: {_reason(done.returncode, done.stderr.strip())}")
     return json.loads(done.stdout)
+
+
+def _reason(status: int, said: str) -> str:
+    """Why a process failed; of one that was ended by a signal its last words do not say it."""
+    how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+    return f"{said[-2000:]}\n{how}".strip() if status < 0 else said[-2000:] or how
 
 
 def serve(jobs: Mapping[str, Job]) -> None:

@@ -191,3 +191,22 @@ def test_a_job_finds_its_folder_empty(tmp_path: Path, monkeypatch: pytest.Monkey
     made.mkdir()
     (made / "half").write_text("")
     assert side.run("m", "job", makes=str(made)) == 0
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ("sys.exit('no such file')", "no such file"),
+        ("sys.exit(3)", "exit status 3"),
+        ("print('x', file=sys.stderr, flush=True); os.kill(os.getpid(), 4)", "ended by signal 4"),
+    ],
+)
+def test_why_a_job_failed_is_in_the_last_line(
+    end: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = subprocess.run
+    script = [sys.executable, "-c", f"import os, sys; {end}"]
+    monkeypatch.setattr(side.subprocess, "run", lambda _, **how: run(script, **how))
+    with pytest.raises(EdgeCortexError, match="the job 'read' of ttft_ours failed: ") as error:
+        side.run("ttft_ours", "read", files=[], dropped=False)
+    assert str(error.value).splitlines()[-1].endswith(reason)
