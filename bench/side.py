@@ -65,8 +65,15 @@ def _answer(title: str, module: str, *arguments: str, text: str = "", **variable
 
 def _reason(status: int, said: str) -> str:
     """Why a process failed; of one that was ended by a signal its last words do not say it."""
-    how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
-    return f"{said[-2000:]}\n{how}".strip() if status < 0 else said[-2000:] or how
+    how, words = how_ended(status), said[-2000:]
+    if status < 0:
+        return f"{words}\n{how}".strip()
+    return words or how
+
+
+def how_ended(status: int) -> str:
+    """What the exit status of a process that failed says."""
+    return f"ended by signal {-status}" if status < 0 else f"exit status {status}"
 
 
 def serve(jobs: Mapping[str, Job]) -> None:

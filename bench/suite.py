@@ -19,6 +19,7 @@ from edgecortex.bench import journal, render
 from edgecortex.bench.benches import BENCHES
 from edgecortex.bench.journal import Journal
 from edgecortex.bench.report import Report, machine, make_report, read_report
+from edgecortex.bench.side import how_ended
 from edgecortex.errors import ConfigError, EdgeCortexError, PromptError
 
 RECORD = "run.json"
@@ -316,7 +317,7 @@ def _run_one(record: Record, name: str, head: str, say: Say) -> str | None:
 def _problem(status: int, lines: Sequence[str]) -> str | None:
     if status == 0:
         return None
-    how = f"ended by signal {-status}" if status < 0 else f"exit status {status}"
+    how = how_ended(status)
     _, told, said = "\n".join(lines).rpartition("edgecortex: ")
     return said if told and status > 0 else f"{how}: {lines[-1]}" if lines else how
 

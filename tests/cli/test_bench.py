@@ -23,7 +23,6 @@ from edgecortex.bench import (
     suite,
     ttft,
 )
-from edgecortex.cli import measuring
 from edgecortex.errors import EdgeCortexError
 from tests.bench.reports import made
 from tests.cli.conftest import Cli
@@ -129,14 +128,6 @@ def test_the_time_that_is_left_is_told_on_a_terminal(
     assert "measuring" in other
     assert "min left" not in other
     assert len(asked) == 3
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(1200, "about 20 min left"), (61, "about 2 min left"), (1, "about 1 min left"), (0, "")],
-)
-def test_about_how_long(seconds: float, text: str) -> None:
-    assert measuring.about_left(seconds) == text
 
 
 def test_quick_and_what_goes_before_it(cli: Cli, asked: list[dict[str, Any]]) -> None:

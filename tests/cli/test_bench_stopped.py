@@ -1,4 +1,4 @@
-"""Benchmarks that are stopped, with their processes scripted."""
+"""Benchmarks that are stopped, with their processes scripted; and the time that is left."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from edgecortex.bench import side
+from edgecortex.cli import measuring
 from tests.cli.conftest import Cli
 
 
@@ -30,3 +31,11 @@ def test_a_stopped_command_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert asked == ["", "", "", "", "", "off"]
     assert "parts are complete" not in cli("bench", "blas").err
     assert len(asked) == 11
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1200, "about 20 min left"), (61, "about 2 min left"), (1, "about 1 min left"), (0, "")],
+)
+def test_about_how_long(seconds: float, text: str) -> None:
+    assert measuring.about_left(seconds) == text
