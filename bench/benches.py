@@ -37,7 +37,7 @@ BENCHES = {
         700,
         85,
         {"repeat": 3, "slow": True},
-        {"repeat": 1, "slow": False, "num_steps": 16},
+        {"repeat": 1, "slow": False, "num_steps": 4},
     ),
     "memory": Bench(
         "What KV takes on disk, and how many agents of Gemma 3 12B fit in 10.2 GB of memory",

@@ -1,73 +1,94 @@
-"""mlx-lm's side of the decode benchmark: `python -m edgecortex.bench.decode_mlx_lm FOLDER`.
+"""mlx-lm's agents in the decode benchmark, in a process that both sides share.
 
 Its own model, caches and loops, on the same weights in the same dtype and the same BLAS.
 """
 
-import time
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import BatchGenerator, stream_generate
+from mlx_lm.generate import BatchGenerator, generation_stream, stream_generate
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import dequantize_model, load
 
-from edgecortex.bench.decode import MIXED, SCENARIOS, SLOW, WARM_UP, worker
-from edgecortex.bench.side import rates, rates_of
+from edgecortex.bench.decode import WARM_UP
+from edgecortex.bench.report import Row
+from edgecortex.bench.side import rate
 from edgecortex.bench.text import prompts
 from edgecortex.models.adapter import Tokenizer, compute_dtype
 
-MAX_SECONDS = 20.0
+MAX_TOKENS = 4096
 
 
-def measurements(path: str, num_steps: int, *more: str) -> list[dict[str, Any]]:
-    """All scenarios, the slow one too if `more` says so: one agent through `stream_generate`, more
-    through `BatchGenerator`."""
-    model, tokenizer = load(path)[:2]
-    if (dtype := compute_dtype()) is not None:
-        model.set_dtype(dtype)
-        model = dequantize_model(model)
-    tokenizer.eos_token_ids = set()
-    mx.eval(model.parameters())
-    rows = []
-    for name, lengths in SCENARIOS.items():
-        if name == MIXED and SLOW not in more:
-            continue
-        ids = prompts(Tokenizer(tokenizer), lengths)
-        one = len(lengths) == 1
-        found, nbytes = (
-            _alone(model, tokenizer, ids[0], num_steps) if one else _together(model, ids, num_steps)
+class Theirs:
+    """The model: one agent speaks through `stream_generate`, more through `BatchGenerator`."""
+
+    def __init__(self, path: str) -> None:
+        self.model, self.tokenizer = load(path)[:2]
+        if (dtype := compute_dtype()) is not None:
+            self.model.set_dtype(dtype)
+            self.model = dequantize_model(self.model)
+        self.tokenizer.eos_token_ids = set()
+        mx.eval(self.model.parameters())
+
+    def agents(self, lengths: list[int]) -> "Alone | Together":
+        """Those with prompts of these lengths, warm."""
+        ids = prompts(Tokenizer(self.tokenizer), lengths)
+        if len(ids) == 1:
+            return Alone(self.model, self.tokenizer, ids[0])
+        return Together(self.model, ids)
+
+
+class _Agents:
+    """Agents that have all said something."""
+
+    def __init__(self) -> None:
+        for _ in range(WARM_UP):
+            self._step()
+
+    def _step(self) -> int:
+        raise NotImplementedError
+
+    def _nbytes(self) -> int:
+        raise NotImplementedError
+
+    def block(self, num_steps: int) -> Row:
+        """How fast they decode in so many steps, after one that is not timed: it was computed
+        ahead, as the one after the last is."""
+        self._step()
+        tokens_per_s = rate(self._step, num_steps)
+        mx.synchronize(generation_stream)
+        return {"tokens_per_s": tokens_per_s, "kv_bytes": self._nbytes()}
+
+
+class Alone(_Agents):
+    def __init__(self, model: Any, tokenizer: Any, ids: list[int]) -> None:
+        self._cache = make_prompt_cache(model)
+        self._tokens = stream_generate(
+            model, tokenizer, ids, max_tokens=MAX_TOKENS, prompt_cache=self._cache
         )
-        rows += [
-            {"scenario": name, "tokens_per_s": rate, "kv_bytes": nbytes, "round": number}
-            for number, rate in enumerate(found, 1)
-        ]
-    return rows
+        super().__init__()
+
+    def _step(self) -> int:
+        next(self._tokens)
+        return 1
+
+    def _nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self._cache)
 
 
-def _alone(model: Any, tokenizer: Any, ids: list[int], num_steps: int) -> tuple[list[float], int]:
-    """Tokens per second in each block, and bytes of KV."""
-    from mlx_lm.models.cache import make_prompt_cache
+class Together(_Agents):
+    def __init__(self, model: Any, ids: list[list[int]]) -> None:
+        self._generator = BatchGenerator(
+            model, max_tokens=MAX_TOKENS, completion_batch_size=len(ids)
+        )
+        self._generator.insert(ids)
+        spoken: set[int] = set()
+        while len(spoken) < len(ids):
+            spoken |= {response.uid for response in self._generator.next_generated()}
+        super().__init__()
 
-    cache = make_prompt_cache(model)
-    most = WARM_UP + num_steps + 1
-    times = [
-        time.perf_counter()
-        for _ in stream_generate(model, tokenizer, ids, max_tokens=most, prompt_cache=cache)
-    ]
-    return rates_of(times[WARM_UP:]), sum(layer.nbytes for layer in cache)
+    def _step(self) -> int:
+        return len(self._generator.next_generated())
 
-
-def _together(model: Any, ids: list[list[int]], num_steps: int) -> tuple[list[float], int]:
-    """The same of a batch."""
-    generator = BatchGenerator(model, max_tokens=4096, completion_batch_size=len(ids))
-    generator.insert(ids)
-    spoken: set[int] = set()
-    while len(spoken) < len(ids):
-        spoken |= {response.uid for response in generator.next_generated()}
-    for _ in range(WARM_UP):
-        generator.next_generated()
-    found = rates(lambda: len(generator.next_generated()), num_steps, MAX_SECONDS)
-    return found, generator.prompt_cache_nbytes
-
-
-if __name__ == "__main__":
-    worker(measurements)
+    def _nbytes(self) -> int:
+        return int(self._generator.prompt_cache_nbytes)

@@ -1,7 +1,6 @@
-"""Our side of the decode benchmark: `python -m edgecortex.bench.decode_ours FOLDER`."""
+"""Our agents in the decode benchmark, in a process that both sides share."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 
 from edgecortex import gate
 from edgecortex.bench.asking import ask
-from edgecortex.bench.decode import GAP, NUM_STEPS, SCENARIOS, SLOW, WARM_UP, worker
-from edgecortex.bench.side import BLOCKS, rates
+from edgecortex.bench.decode import WARM_UP
+from edgecortex.bench.report import Row
+from edgecortex.bench.side import rate, seconds
 from edgecortex.bench.text import prompts
 from edgecortex.config import EngineConfig
 from edgecortex.core import EngineCore
@@ -20,91 +20,87 @@ from edgecortex.kv.segment import KVSegment
 from edgecortex.models.adapter import load_model
 from edgecortex.scheduler import Request
 
+PREFIX = 1024  # tokens that 64 agents have in common
+GAP_STEPS = 48  # without a prompt beside them
 PERCENTILES = {"median": 50, "p95": 95}
 
 
-def measurements(path: str, num_steps: int, *more: str) -> list[dict[str, Any]]:
-    """All scenarios, one after the other on one engine; the slow one too if `more` says so."""
-    model = load_model(Path(path))
-    config, _ = gate.resolved(model, EngineConfig(use_store=False))
-    core = EngineCore(model, config)
-    core.model.tokenizer.eos_token_ids = set()  # every agent decodes to the end
-    rows = [_scenario(core, *each, num_steps // BLOCKS) for each in SCENARIOS.items()]
-    rows += [*_prefix64(core, num_steps // 6), *([[_gap(core)]] if SLOW in more else [])]
-    return [
-        {"kv_format": config.kv_format, **row, "round": number}
-        for of_it in rows
-        for number, row in enumerate(of_it, 1)
-    ]
+class Ours:
+    """The model, of which each scenario gets an engine of its own."""
+
+    def __init__(self, path: str) -> None:
+        self.model = load_model(Path(path))
+        self.model.tokenizer.eos_token_ids = set()  # every agent decodes to the end
+        self.config, _ = gate.resolved(self.model, EngineConfig(use_store=False))
+
+    def core(self) -> EngineCore:
+        return EngineCore(self.model, self.config)
+
+    def agents(self, lengths: list[int]) -> "Agents":
+        """Those with prompts of these lengths, warm."""
+        return Agents(self.core(), lengths)
 
 
-def _scenario(
-    core: EngineCore, name: str, lengths: list[int], num_steps: int
-) -> list[dict[str, Any]]:
-    """A row for each block of steps; what was said is in the last one's."""
-    requests = _start(core, lengths)
-    for _ in range(WARM_UP):
-        core.step()
-    rows = [_block(core, name, len(lengths), num_steps) for _ in range(BLOCKS)]
-    rows[-1]["said"] = [request.generation.token_ids for request in requests]
-    _end(core, requests)
-    return rows
+class Agents:
+    """Agents that have all said something."""
+
+    def __init__(self, core: EngineCore, lengths: list[int]) -> None:
+        self.core = core
+        self.requests = [ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, lengths)]
+        while not all(request.generation.token_ids for request in self.requests):
+            core.step()
+        for _ in range(WARM_UP):
+            core.step()
+
+    def said(self) -> list[list[int]]:
+        return [request.generation.token_ids for request in self.requests]
+
+    def block(self, num_steps: int) -> Row:
+        """How fast they decode in so many steps, after one that is not timed."""
+        self._step()
+        self.core.overhead_s = 0.0
+        tokens_per_s = rate(self._step, num_steps)
+        steps_s = len(self.requests) * num_steps / tokens_per_s
+        return {
+            "kv_format": self.core.config.kv_format,
+            "tokens_per_s": tokens_per_s,
+            "kv_bytes": self.core.pool.used_bytes,
+            "overhead_pct": 100 * self.core.overhead_s / steps_s,
+        }
+
+    def _step(self) -> int:
+        self.core.step()
+        return len(self.requests)
 
 
-def _block(core: EngineCore, name: str, num_agents: int, num_steps: int) -> dict[str, Any]:
-    core.overhead_s = 0.0
-    seconds = sum(_seconds(core.step) for _ in range(num_steps))
-    return {
-        "scenario": name,
-        "tokens_per_s": num_agents * num_steps / seconds,
-        "kv_bytes": core.pool.used_bytes,
-        "overhead_pct": 100 * core.overhead_s / seconds,
-    }
+# 64 agents on one prefix, and on copies of it.
 
 
-def _start(core: EngineCore, lengths: list[int]) -> list[Request]:
-    """Agents that have all said their first word."""
-    requests = [ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, lengths)]
-    while not all(request.generation.token_ids for request in requests):
-        core.step()
-    return requests
-
-
-def _end(core: EngineCore, requests: list[Request]) -> None:
-    for request in requests:
-        core.release(request.agent)
-    if core.has_work or core.pool.used_bytes:
-        raise AssertionError("a scenario left agents behind")
-
-
-def _prefix64(
-    core: EngineCore, num_steps: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """64 agents on one prefix of 1,024 tokens, then the same with copies of it; rows of either,
-    block by block."""
-    pool = core.pool
-    before = mx.get_active_memory()
-    parent = pool.open()
-    ids = prompts(core.model.tokenizer, [1024])[0]
-    for start in range(0, len(ids), 512):
-        core.runner.run([(parent, ids[start : start + 512])])
-    shared = [pool.fork(parent) for _ in range(63)]
-    core.runner.run([(context, [11]) for context in (parent, *shared)])
+def shared(core: EngineCore) -> tuple[list[Context], float]:
+    """64 contexts on one prefix; and the memory that they take over that of one prefix and 64
+    tails."""
+    pool, before = core.pool, mx.get_active_memory()
+    parent = _prefix(core)
+    contexts = [parent, *(pool.fork(parent) for _ in range(63))]
+    core.runner.run([(context, [11]) for context in contexts])
     held = mx.get_active_memory() - before
     ideal = sum(segment.nbytes for segment in parent.segments) + 64 * pool.row_nbytes
-    shared_rates = _rates(core, [parent, *shared], num_steps)
-    for context in shared:
-        pool.close(context)
-    private = [_copy(core, parent) for _ in range(63)]
-    private_rates = _rates(core, [parent, *private], num_steps)
-    for context in (parent, *private):
-        pool.close(context)
-    rows: list[dict[str, Any]] = [
-        {"scenario": "prefix64", "tokens_per_s": rate} for rate in shared_rates
-    ]
-    return [{"memory_ratio": held / ideal} | rows[0], *rows[1:]], [
-        {"scenario": "private64", "tokens_per_s": rate} for rate in private_rates
-    ]
+    return contexts, held / ideal
+
+
+def private(core: EngineCore) -> list[Context]:
+    """64 contexts with copies of it."""
+    parent = _prefix(core)
+    return [parent, *(_copy(core, parent) for _ in range(63))]
+
+
+def _prefix(core: EngineCore) -> Context:
+    """All of it sealed: a block is when a few tokens more have come."""
+    context = core.pool.open()
+    ids = [*prompts(core.model.tokenizer, [PREFIX])[0], *[11] * WARM_UP]
+    for start in range(0, len(ids), 512):
+        core.runner.run([(context, ids[start : start + 512])])
+    return context
 
 
 def _copy(core: EngineCore, parent: Context) -> Context:
@@ -122,43 +118,42 @@ def _copy(core: EngineCore, parent: Context) -> Context:
     return child
 
 
-def _rates(core: EngineCore, contexts: list[Context], num_steps: int) -> list[float]:
-    """Tokens per second in each block of steps, after one to warm up."""
+def fed(core: EngineCore, contexts: list[Context]) -> Callable[[int], Row]:
+    """What feeds each of them a token, so many times; they have been fed one."""
     feed = [(context, [11]) for context in contexts]
 
     def step() -> int:
         core.runner.run(feed)
         return len(feed)
 
+    def block(num_steps: int) -> Row:
+        return {"kv_format": core.config.kv_format, "tokens_per_s": rate(step, num_steps)}
+
     step()
-    return rates(step, num_steps)
+    return block
 
 
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+# Agents beside one that reads.
 
 
-def _gap(core: EngineCore) -> dict[str, Any]:
+def gap(core: EngineCore) -> Row:
     """Eight agents decode; then a ninth reads 4,096 tokens beside them.
 
     Medians and 95th percentiles of the steps with it are held against the same without it; the
     worse of the two ratios counts.
     """
-    agents = _start(core, [64] * 8)
-    without = [_seconds(core.step) for _ in range(NUM_STEPS)]
+    Agents(core, [64] * 8)
+    without = [seconds(core.step) for _ in range(GAP_STEPS)]
     late = ask(core, prompts(core.model.tokenizer, [4096])[0], 1)
-    beside = []
-    while not late.generation.token_ids:
-        beside.append(_seconds(core.step))
-    _end(core, [*agents, late])
-    row: dict[str, Any] = {"scenario": GAP, "prefill_s": sum(beside)}
+    beside = list(_steps_until_said(core, late))
+    row: dict[str, Any] = {"prefill_s": sum(beside)}
     for name, times in (("without", without), ("beside", beside)):
         row |= {f"{name}_{q}_s": float(np.percentile(times, p)) for q, p in PERCENTILES.items()}
     ratios = [row[f"beside_{q}_s"] / row[f"without_{q}_s"] for q in PERCENTILES]
     return row | {"ratio": max(ratios)}
 
 
-if __name__ == "__main__":
-    worker(measurements)
+def _steps_until_said(core: EngineCore, request: Request) -> Iterator[float]:
+    """Seconds of each step until its first token."""
+    while not request.generation.token_ids:
+        yield seconds(core.step)

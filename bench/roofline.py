@@ -6,8 +6,7 @@ cannot be there before its files are read.
 """
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,18 +17,18 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from edgecortex import cpu, gate
+from edgecortex import cpu
 from edgecortex.bench import side, ttft_ours
 from edgecortex.bench.asking import ask, finish
+from edgecortex.bench.decode_ours import Agents, Ours
 from edgecortex.bench.journal import work_folder
 from edgecortex.bench.report import Report, Row, make_report, median, spread
 from edgecortex.bench.text import prompts
-from edgecortex.config import EngineConfig
 from edgecortex.core import EngineCore
 from edgecortex.errors import EdgeCortexError
 from edgecortex.kv.blocks import Shape
 from edgecortex.models import resolve
-from edgecortex.models.adapter import LoadedModel, load_model
+from edgecortex.models.adapter import LoadedModel
 
 Progress = Callable[[str], None]
 MEMORY_BYTES = 1 << 29  # of an array that is far larger than any cache
@@ -71,27 +70,26 @@ def roofline(
     memory_bytes: int = MEMORY_BYTES,
 ) -> Report:
     """As `measure`, on contexts of these lengths in tokens, the longest last."""
-    path = resolve(model)
-    loaded = load_model(path)
-    loaded.tokenizer.eos_token_ids = set()  # every agent decodes to the end
-    config, _ = gate.resolved(loaded, EngineConfig(use_store=False))
-    core = EngineCore(loaded, config)
-    work = Work.of(loaded, core.runner.shapes)
-    progress("the machine's products and memory")
-    machine = [list(_machine(work, memory_bytes)) for _ in range(ROUNDS)]
-    rates = [{row["rate_of"]: 1e9 * row["rate"] for row in of_it} for of_it in machine]
-    rows: list[Row] = [row for of_it in zip(*machine, strict=True) for row in _in_rounds(of_it)]
-    rows.append(work.row())
-    for agents in (1, ROWS):
-        progress(f"decoding, agents: {agents}")
-        rows += _in_rounds(_decode(core, work, rates, agents, num_steps))
-    for tokens in contexts:
-        progress(f"reading {tokens:,} tokens")
-        rows += _in_rounds(_prefill(core, work, of_it, tokens) for of_it in rates)
+    path = str(resolve(model))
+    ours = Ours(path)
+    core = ours.core()
+    work = Work.of(ours.model, core.runner.shapes)
+    progress("agents begin")
+    agents = {count: ours.agents([PROMPT] * count) for count in (1, ROWS)}
+    rows: list[Row] = [work.row()]
+    for number in range(1, ROUNDS + 1):
+        progress(f"the machine's products and memory, {number} of {ROUNDS}")
+        machine = list(_machine(work, memory_bytes))
+        rates = {row["rate_of"]: 1e9 * row["rate"] for row in machine}
+        found = [*machine, *(_decode(work, rates, each, num_steps) for each in agents.items())]
+        for tokens in contexts:
+            progress(f"reading {tokens:,} tokens, {number} of {ROUNDS}")
+            found.append(_prefill(core, work, rates, tokens))
+        rows += [{"round": number, **row} for row in found]
     with work_folder() as folder:
         progress("the disk")
         rows += _disk(Path(folder), _kv_nbytes(core, contexts[-1]))
-        rows += _restored(str(path), folder, contexts, progress)
+        rows += _restored(path, folder, contexts, progress)
     figures = _figures(rows, contexts)
     rounds = [[row for row in rows if row.get("round") == n] for n in range(1, ROUNDS + 1)]
     settings = {"model": model, "contexts": list(contexts), "definitions": DEFINITIONS}
@@ -230,13 +228,7 @@ def _rate(of: str, unit: str, amount: int, seconds: float) -> Row:
 
 def _best(function: Callable[[], object]) -> float:
     """Seconds of the fastest of some runs, after one to warm up."""
-    return min(_seconds(function) for _ in range(REPEATS + 1))
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    return min(side.seconds(function) for _ in range(REPEATS + 1))
 
 
 def _squares(dtype: mx.Dtype) -> tuple[int, float]:
@@ -291,7 +283,7 @@ def _exp(function: Callable[[mx.array], mx.array]) -> float:
     for _ in range(REPEATS + 1):
         x = mx.random.uniform(-1, 0, (NUM_EXP,))
         mx.eval(x)
-        seconds.append(_seconds(partial(_evaluate, function, x)))
+        seconds.append(side.seconds(partial(_evaluate, function, x)))
     return min(seconds)
 
 
@@ -323,26 +315,14 @@ def _limit(of: str, bound: str, limit: float, measured: float, unit: str) -> Row
     return {**row, "measured": measured, "unit": unit, "share": share}
 
 
-def _in_rounds(rows: Iterable[Row]) -> list[Row]:
-    return [{"round": number, **row} for number, row in enumerate(rows, 1)]
-
-
-def _decode(
-    core: EngineCore, work: Work, rates: list[dict[str, float]], agents: int, num_steps: int
-) -> Iterator[Row]:
-    """A step of agents that have all said something; the median of so many, in each round, with
-    that one's rates of the machine."""
-    requests = [ask(core, ids, 4096) for ids in prompts(core.model.tokenizer, [PROMPT] * agents)]
-    while not all(request.generation.token_ids for request in requests):
-        core.step()
-    for of_it in rates:
-        memory_s = work.weight_bytes / of_it["memory, read"]
-        products_s = work.step_ops(agents) / of_it["products, square"]
-        bound = MEMORY if memory_s > products_s else PRODUCTS
-        seconds = median(_seconds(core.step) for _ in range(num_steps))
-        yield _limit(f"decode, {agents}", bound, max(memory_s, products_s), seconds, "s")
-    for request in requests:
-        core.release(request.agent)
+def _decode(work: Work, rates: dict[str, float], of: tuple[int, Agents], num_steps: int) -> Row:
+    """A step of so many agents, in a block of steps."""
+    count, agents = of
+    memory_s = work.weight_bytes / rates["memory, read"]
+    products_s = work.step_ops(count) / rates["products, square"]
+    bound = MEMORY if memory_s > products_s else PRODUCTS
+    step_s = count / agents.block(num_steps)["tokens_per_s"]
+    return _limit(f"decode, {count}", bound, max(memory_s, products_s), step_s, "s")
 
 
 def _prefill(core: EngineCore, work: Work, rates: dict[str, float], tokens: int) -> Row:

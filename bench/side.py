@@ -93,16 +93,24 @@ def size_of(folder: Path, pattern: str = "*") -> int:
 def rates(step: Callable[[], int], num_steps: int, max_s: float = inf) -> list[float]:
     """Tokens per second in each block of steps, `num_steps` in all, or fewer when their time is
     over. A `step` returns its number of tokens."""
-    return [_rate(step, max(1, num_steps // BLOCKS), max_s / BLOCKS) for _ in range(BLOCKS)]
+    return [rate(step, max(1, num_steps // BLOCKS), max_s / BLOCKS) for _ in range(BLOCKS)]
 
 
-def _rate(step: Callable[[], int], num_steps: int, max_s: float) -> float:
+def rate(step: Callable[[], int], num_steps: int, max_s: float = inf) -> float:
+    """The same of one block."""
     num_tokens, start = 0, time.perf_counter()
     for _ in range(num_steps):
         num_tokens += step()
         if time.perf_counter() - start > max_s:
             break
     return num_tokens / (time.perf_counter() - start)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def rates_of(times: Sequence[float]) -> list[float]:
