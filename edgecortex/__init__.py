@@ -4,7 +4,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from edgecortex import blas
+from edgecortex import blas, heap
 
 if TYPE_CHECKING:
     from edgecortex.agent import Agent as Agent
@@ -26,6 +26,7 @@ _HOMES = {
 }
 __all__ = list(_HOMES)
 
+heap.share()
 if (_status := blas.load()).problem:
     # Explicit, so that what a user sees is one line and not also the line that imported us.
     warnings.warn_explicit(_status.problem, RuntimeWarning, "edgecortex", 0)

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from edgecortex import freed, runner
+from edgecortex import freed, heap, runner
 from edgecortex.bench.memory_agents import resident_bytes
 from edgecortex.config import EngineConfig
 from edgecortex.runner import ModelRunner
@@ -23,7 +23,7 @@ def test_buffers_of_freed_arrays_go_back() -> None:
     assert mx.get_cache_memory() == 0
 
 
-@pytest.mark.skipif(freed._trim is None, reason="the heap is not glibc's")
+@pytest.mark.skipif(heap._trim is None, reason="the heap is not glibc's")
 def test_free_pages_of_the_heap_go_back() -> None:
     pieces = [np.ones(PIECE, np.uint8) for _ in range(NUM_PIECES)]
     full = resident_bytes()
