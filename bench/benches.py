@@ -35,7 +35,7 @@ BENCHES = {
     "decode": Bench(
         "Many agents decoding together, against mlx-lm on the same weights",
         700,
-        85,
+        105,
         {"repeat": 3, "slow": True},
         {"repeat": 1, "slow": False, "num_steps": 4},
     ),
@@ -84,7 +84,7 @@ BENCHES = {
     "roofline": Bench(
         "How near to the machine's own limits reading and decoding come",
         150,
-        45,
+        60,
         {"quick": False},
         {"quick": True},
     ),

@@ -5,24 +5,22 @@ from typing import Any
 
 import pytest
 
-from edgecortex.bench import decode, decode_ours
-from edgecortex.bench.asking import open_core
+from edgecortex.bench import decode, decode_ours, decode_turns
 from edgecortex.bench.side import BLOCKS
 from edgecortex.errors import EdgeCortexError
 
 LENGTHS = {"alone": [70], "mixed16": [20, 5, 90]}
 STEPS = 2  # of a block
+RATE = "tokens_per_s"
 
 
 @pytest.fixture(scope="module")
-def said(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The last row of each scenario, which has all that was said."""
-    core = open_core(str(smollm2), str(tmp_path_factory.mktemp("store")), 100)
-    rows = [decode_ours._scenario(core, *each, STEPS) for each in LENGTHS.items()]
-    core.close()
-    assert [len(blocks) for blocks in rows] == [BLOCKS] * len(LENGTHS)
-    assert all(row["tokens_per_s"] > 0 for blocks in rows for row in blocks)
-    return [blocks[-1] for blocks in rows]
+def found(smollm2: Path) -> dict[str, Any]:
+    """What a process finds, the slow part left out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_turns, "SCENARIOS", LENGTHS)
+        patch.setattr(decode_turns, "_prefixes", lambda ours, num_steps: [])
+        return decode_turns.turns(str(smollm2), STEPS, slow=False)
 
 
 @pytest.fixture(autouse=True)
@@ -30,26 +28,45 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "SCENARIOS", LENGTHS)
 
 
-def test_what_was_said_is_what_the_model_says(said: list[dict[str, Any]], smollm2: Path) -> None:
-    assert [len(row["said"]) for row in said] == [1, 3]
-    assert all(len(tokens) > STEPS * BLOCKS for row in said for tokens in row["said"])
-    rows = [dict(row) for row in said]
-    decode.check(str(smollm2), rows)
-    assert all(0 <= row["regret_nats"] <= decode.MOST_REGRET for row in rows)
-    assert not any("said" in row for row in rows)
+def test_sides_take_turns(found: dict[str, Any]) -> None:
+    turn = [("ours", "alone"), ("mlx_lm", "alone"), ("ours", "mixed16")]
+    assert [(row["side"], row["scenario"]) for row in found["rows"]] == turn * BLOCKS
+    rounds = [number for number in range(1, BLOCKS + 1) for _ in turn]
+    assert [row["round"] for row in found["rows"]] == rounds
+    assert all(row[RATE] > 0 and row["kv_bytes"] > 0 for row in found["rows"])
+    assert all(0 < r["overhead_pct"] < 100 for r in found["rows"] if r["side"] == "ours")
+
+
+def test_what_was_said_is_what_the_model_says(found: dict[str, Any], smollm2: Path) -> None:
+    said = found["said"]
+    assert {name: len(answers) for name, answers in said.items()} == {"alone": 1, "mixed16": 3}
+    # A first one, steps that are not timed, and blocks with one of these each.
+    steps = 1 + decode.WARM_UP + BLOCKS * (1 + STEPS)
+    assert [len(tokens) for tokens in said["alone"]] == [steps]
+    assert all(len(tokens) >= steps for tokens in said["mixed16"])
+    rows = [dict(row) for row in found["rows"]]
+    decode.check(str(smollm2), rows, said)
+    ours = [row for row in rows if row["side"] == "ours"]
+    assert all(0 <= row["regret_nats"] <= decode.MOST_REGRET for row in ours)
+    assert not any("regret_nats" in row for row in rows if row["side"] != "ours")
 
 
 @pytest.mark.parametrize("agent", [0, 2])
-def test_another_answer_is_refused(said: list[dict[str, Any]], smollm2: Path, agent: int) -> None:
+def test_another_answer_is_refused(found: dict[str, Any], smollm2: Path, agent: int) -> None:
     """Such as another agent's."""
-    rows = [dict(row) for row in said]
-    rows[1]["said"] = list(rows[1]["said"])
-    rows[1]["said"][agent] = rows[1]["said"][1]
+    said = {name: list(answers) for name, answers in found["said"].items()}
+    said["mixed16"][agent] = said["mixed16"][1]
     with pytest.raises(EdgeCortexError, match="mixed16: expected tokens within"):
-        decode.check(str(smollm2), rows)
+        decode.check(str(smollm2), [dict(row) for row in found["rows"]], said)
 
 
-def test_rows_of_a_side_that_says_nothing_stay_as_they_are() -> None:
-    rows = [{"scenario": "alone", "tokens_per_s": 3.0}]
-    decode.check("no model", rows)
-    assert rows == [{"scenario": "alone", "tokens_per_s": 3.0}]
+def test_64_agents_are_fed_on_one_prefix_and_on_copies(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_ours, "PREFIX", 128)
+    ours = decode_ours.Ours(str(smollm2))
+    rows = decode_turns._prefixes(ours, 1)
+    assert [row["scenario"] for row in rows] == ["prefix64", "private64"] * BLOCKS
+    assert all(row[RATE] > 0 for row in rows)
+    assert 1 <= rows[0]["memory_ratio"] < 1.5
+    assert "memory_ratio" not in rows[1]

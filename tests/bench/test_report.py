@@ -122,32 +122,39 @@ def test_spread_is_of_figures_that_several_rounds_have() -> None:
     assert spread({"a": 1.0}, rounds[:1]) == {}
 
 
-def test_decode_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = iter([20.0, 10.0, 40.0, 10.0, 30.0, 8.0])  # ours and mlx-lm's in turns
+def decoded(ours: float, theirs: float, slow: bool) -> list[dict[str, Any]]:
+    """Rows of a process with two rounds; in the second mlx-lm is a tenth slower."""
+    names = [*decode.SCENARIOS, "prefix64", "private64", decode.GAP]
+    names = [n for n in names if slow or n not in (decode.GAP, decode.MIXED)]
+    row = {"overhead_pct": 1.0, "memory_ratio": 1.0, "ratio": 2.0}
+    return [
+        {"side": side, "scenario": name, "round": number, "tokens_per_s": rate * factor, **row}
+        for number, factor in ((1, 1.0), (2, 0.9))
+        for name in names
+        for side, rate, factor in (("ours", ours, 1.0), ("mlx_lm", theirs, factor))
+    ]
 
-    def side(name: str, path: str, num_steps: int, slow: bool) -> list[dict[str, Any]]:
-        rate = next(rates)
-        row = {"tokens_per_s": rate, "overhead_pct": 1.0, "memory_ratio": 1.0, "ratio": 2.0}
-        names = [*decode.SCENARIOS, "prefix64", "private64", decode.GAP]
-        names = [n for n in names if slow or n not in (decode.GAP, decode.MIXED)]
-        # A block that is a tenth slower.
-        slower = {"tokens_per_s": 0.9 * rate}
-        return [
-            {"scenario": scenario, **row, **(slower if number == 4 else {}), "round": number}
-            for scenario in names
-            for number in (1, 2, 4)
-        ]
+
+def test_decode_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([(20.0, 10.0), (40.0, 10.0), (30.0, 8.0), (20.0, 10.0)])
+    checked = []
+
+    def turns(path: str, num_steps: int, slow: bool) -> dict[str, Any]:
+        return {"rows": decoded(*next(rates), slow), "said": {}}
 
     monkeypatch.setattr(decode, "resolve", Path)
-    monkeypatch.setattr(decode, "_run", side)
+    monkeypatch.setattr(decode, "_turns", turns)
+    monkeypatch.setattr(decode, "check", lambda path, rows, said: checked.append(len(rows)))
     report = decode.measure("m", 3, lambda line: None)
-    assert report["figures"]["decode.alone_over_mlx_lm"] == pytest.approx(30 / 9)
-    # Each block of ours over each one of mlx-lm's.
+    # Of ratios in the same round: 2, 2 / 0.9, 4, 4 / 0.9, 3.75 and 3.75 / 0.9.
+    assert report["figures"]["decode.alone_over_mlx_lm"] == pytest.approx((3.75 + 4) / 2)
     ends = report["spread"]["decode.alone_over_mlx_lm"]
-    assert ends == [pytest.approx(18 / 10), pytest.approx(40 / 7.2)]
-    assert report["spread"]["decode.equal16_over_1"] == [1.0, 1.0]  # both of the same block
+    assert ends == [pytest.approx(2), pytest.approx(4 / 0.9)]
+    assert report["spread"]["decode.equal16_over_1"] == [1.0, 1.0]
     assert set(report["spread"]) == set(report["figures"]) == set(figures_of("decode"))
-    rates = iter([20.0, 10.0])
+    assert len(checked) == 3
+    assert sum(checked) == len(report["rows"])
+    assert [row["round"] for row in report["rows"]] == sorted(r["round"] for r in report["rows"])
     figures = decode.measure("m", 1, lambda line: None, slow=False)["figures"]
     missing = set(figures_of("decode")) - set(figures)
     assert missing == {

@@ -34,7 +34,7 @@ def report(smollm2: Path) -> dict[str, Any]:
     found = roofline.roofline(
         str(smollm2), [TOKENS], said.append, num_steps=2, memory_bytes=1 << 24
     )
-    assert f"reading {TOKENS} tokens" in said
+    assert said.count(f"reading {TOKENS} tokens, 2 of {roofline.ROUNDS}") == 1
     return found
 
 
@@ -64,6 +64,14 @@ def test_limits_follow_from_the_rates(report: dict[str, Any], smollm2: Path) -> 
     assert limits["decode, 16"]["bound_by"] == slower
     tokens_per_s = TOKENS * rates["products, square"] / work.prompt_ops(TOKENS)
     assert limits["prefill, 128"]["limit"] == pytest.approx(tokens_per_s)
+
+
+def test_each_round_measures_the_machine_and_the_engine(report: dict[str, Any]) -> None:
+    of_it = [row for row in report["rows"] if "round" in row]
+    assert [row["round"] for row in of_it] == sorted(row["round"] for row in of_it)
+    for number in range(1, roofline.ROUNDS + 1):
+        kinds = [row["what"] for row in of_it if row["round"] == number]
+        assert kinds == [*["machine"] * 6, *["limit"] * 3]
 
 
 def test_shares_are_of_the_limits(report: dict[str, Any]) -> None:
