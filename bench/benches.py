@@ -28,16 +28,16 @@ BENCHES = {
     "ttft": Bench(
         "Time to the first token: context read anew, on disk, in memory; and mlx-lm's",
         1200,
-        55,
+        80,
         {"contexts": [512, 1024, 2048, 4096, 8192], "repeat": 3},
-        {"contexts": [512], "repeat": 3, "whole": False},
+        {"contexts": [512], "repeat": 5, "whole": False},
     ),
     "decode": Bench(
         "Many agents decoding together, against mlx-lm on the same weights",
         700,
-        105,
+        98,
         {"repeat": 3, "slow": True},
-        {"repeat": 1, "slow": False, "num_steps": 4},
+        {"repeat": 1, "slow": False, "num_steps": 3},
     ),
     "memory": Bench(
         "What KV takes on disk, and how many agents of Gemma 3 12B fit in 10.2 GB of memory",
@@ -56,16 +56,16 @@ BENCHES = {
     "council": Bench(
         "Streams on a River's landmarks: what each takes, and what they cost the River",
         1400,
-        90,
+        82,
         {"quick": False},
         {"quick": True},
     ),
     "synapse": Bench(
         "What a few landmarks are worth, against as many sinks and recent tokens",
         900,
-        52,
+        28,
         {"contexts": 20, "tokens": 4096, "kept": 128, "text": ""},
-        {"contexts": 2, "tokens": 2048, "kept": 128, "text": ""},
+        {"contexts": 1, "tokens": 2048, "kept": 128, "text": ""},
     ),
     "injection": Bench(
         "What an injected thought does, against the same words pasted; and the gate",
@@ -77,14 +77,14 @@ BENCHES = {
     "compare": Bench(
         "The same work on EdgeCortex and on others, side by side",
         1500,
-        125,
+        128,
         {"quick": False},
         {"quick": True},
     ),
     "roofline": Bench(
         "How near to the machine's own limits reading and decoding come",
         150,
-        60,
+        70,
         {"quick": False},
         {"quick": True},
     ),

@@ -78,7 +78,7 @@ QUICK_AGENTS = {
     **{name: AGENTS[name] for name in ("decode1", "decode8")},
     "mixed4": [256, 64, 64, 64],
 }
-QUICK = Work((256,), 2, QUICK_AGENTS, 16, 4.0, 1, window=256, quick=True)
+QUICK = Work((256,), 3, QUICK_AGENTS, 16, 4.0, 1, window=256, quick=True)
 
 LESS, MORE = "below 1", "above 1"
 # Of each kind of rows: what is held against the others, in which direction, and against whom a

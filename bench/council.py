@@ -58,11 +58,12 @@ class Plan:
 
 
 QUICK = Plan(
+    river_tokens=2048,
     resident=(100,),
     said=(8,),
     busy=(16,),
-    rounds=3,
-    phase_tokens=16,
+    rounds=6,
+    phase_tokens=8,
     thought_tokens=0,
     published=(),
 )

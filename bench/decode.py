@@ -9,12 +9,13 @@ from itertools import groupby
 from typing import Any
 
 from edgecortex.bench.report import Report, Row, make_report, median, spread
-from edgecortex.bench.side import BLOCKS, run
+from edgecortex.bench.side import run
 from edgecortex.errors import EdgeCortexError
 from edgecortex.models import resolve
 
 WARM_UP = 5  # steps of either side that are not timed; then
-NUM_STEPS = 12  # are, in each block
+NUM_STEPS = 8  # are, in each block, which is a round; and
+ROUNDS = 6  # of these has a process: of fewer, the least and the most say little of another run's
 # Prompt lengths of the agents, in tokens.
 SCENARIOS = {
     "alone": [512],
@@ -36,7 +37,7 @@ def measure(
     """Has both sides decode in `repeat` processes; figures are medians.
 
     Args:
-        num_steps: of a block, which is a round; a process has several.
+        num_steps: of a block.
         slow: measure also what takes minutes: what a long prompt does to agents that decode, and
             mlx-lm's batch of prompts of unequal length.
 
@@ -50,9 +51,9 @@ def measure(
         found = _turns(path, num_steps, slow)
         progress(f"reading again what was said, {turn + 1} of {repeat}")
         check(path, **found)
-        rows += [{**row, "round": turn * BLOCKS + row["round"]} for row in found["rows"]]
-    settings = {"model": model, "repeat": repeat, "num_steps": num_steps, "blocks": BLOCKS}
-    settings |= {"warm_up": WARM_UP, "scenarios": SCENARIOS}
+        rows += [{**row, "round": turn * ROUNDS + row["round"]} for row in found["rows"]]
+    settings = {"model": model, "repeat": repeat, "num_steps": num_steps}
+    settings |= {"rounds": ROUNDS, "warm_up": WARM_UP, "scenarios": SCENARIOS}
     rounds = [_figures(list(of_it)) for _, of_it in groupby(sorted(rows, key=_round), _round)]
     figures = {
         name: median(round_[name] for round_ in rounds if name in round_)

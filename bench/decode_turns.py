@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from edgecortex.bench.decode import GAP, MIXED, SCENARIOS
+from edgecortex.bench.decode import GAP, MIXED, ROUNDS, SCENARIOS
 from edgecortex.bench.decode_mlx_lm import Theirs
 from edgecortex.bench.decode_ours import Agents, Ours, fed, gap, private, shared
 from edgecortex.bench.report import Row
-from edgecortex.bench.side import BLOCKS, serve
+from edgecortex.bench.side import serve
 
 MANY = 2  # times fewer steps are timed of 64 agents
 Block = Callable[[int], Row]  # of so many steps
@@ -52,7 +52,7 @@ def in_turns(blocks: dict[tuple[str, str], Block], num_steps: int) -> list[Row]:
     """Rows of blocks, by side and scenario, one after the other in each round."""
     return [
         {"side": side, "scenario": name, "round": number, **block(num_steps)}
-        for number in range(1, BLOCKS + 1)
+        for number in range(1, ROUNDS + 1)
         for (side, name), block in blocks.items()
     ]
 

@@ -36,7 +36,7 @@ NUM_EXP = 1 << 24
 SQUARES, LONG_S = (1024, 2048, 4096, 8192), 0.2  # sizes, until a product takes so long
 ROWS = 16
 REPEATS = 1  # of a measurement of the machine, after one to warm up
-ROUNDS = 3  # of everything but what is on disk
+ROUNDS = 6  # of everything but what is on disk
 PROMPT = 64  # tokens of an agent that decodes
 HEADS = ("n_heads", "num_heads", "num_attention_heads", "n_head")  # what models call their number
 FLOPS, BYTES, NUMBERS = "GFLOP/s", "GB/s", "G numbers/s"
@@ -66,7 +66,7 @@ def roofline(
     model: str,
     contexts: Sequence[int],
     progress: Progress,
-    num_steps: int = 8,
+    num_steps: int = 4,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Report:
     """As `measure`, on contexts of these lengths in tokens, the longest last."""
@@ -235,12 +235,16 @@ def _squares(dtype: mx.Dtype) -> tuple[int, float]:
     """Operations and seconds of a product of square matrices, at the size with the best rate."""
     found: list[tuple[int, float]] = []
     for size in SQUARES:
-        a = mx.random.normal((size, size)).astype(dtype)
+        a = _random((size, size)).astype(dtype)
         mx.eval(a)
         found.append((2 * size**3, _best(partial(_product, a, a))))
         if found[-1][1] > LONG_S:
             break
     return max(found, key=lambda part: part[0] / part[1])
+
+
+def _random(shape: tuple[int, int]) -> mx.array:
+    return mx.random.uniform(-1, 1, shape)
 
 
 def _product(a: mx.array, b: mx.array) -> None:
@@ -251,8 +255,8 @@ def _few_rows(work: Work, memory_bytes: int) -> tuple[int, float]:
     """The same of a few rows with as many matrices of the model's as do not fit in a cache."""
     out, width = work.widest
     count = max(1, memory_bytes // 4 // (out * width * work.dtype.size))
-    x = mx.random.normal((ROWS, width)).astype(work.dtype)
-    matrices = [mx.random.normal((out, width)).astype(work.dtype) for _ in range(count)]
+    x = _random((ROWS, width)).astype(work.dtype)
+    matrices = [_random((out, width)).astype(work.dtype) for _ in range(count)]
     mx.eval(x, matrices)
     seconds = _best(lambda: mx.eval([x @ matrix.T for matrix in matrices]))
     return 2 * ROWS * out * width * count, seconds

@@ -74,7 +74,7 @@ def measure(
             for tokens in contexts:
                 rounds.measure(tokens, number, f"round {number} of {repeat}")
         saved = max((n for n in contexts if n <= SAVED_MOST), default=contexts[0])
-        savings = rounds.saving(saved, 5 if whole else 3)
+        savings = rounds.saving(saved, 5)
     settings = {
         "model": model,
         "contexts": list(contexts),

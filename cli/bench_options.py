@@ -43,7 +43,7 @@ DecodeRepeat = Annotated[int | None, _repeat(_default("decode", "repeat"))]
 WorkflowRepeat = Annotated[int | None, _repeat(_default("workflow", "repeat"))]
 CompareRepeat = Annotated[
     int | None,
-    _repeat("Default: 3, with --quick 2, of which only the first has agents that decode."),
+    _repeat("Default: 3, of which with --quick only the first has agents that decode."),
 ]
 Gguf = Annotated[
     Path | None,

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from edgecortex.bench import decode, decode_ours, decode_turns
-from edgecortex.bench.side import BLOCKS
 from edgecortex.errors import EdgeCortexError
 
 LENGTHS = {"alone": [70], "mixed16": [20, 5, 90]}
@@ -30,8 +29,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sides_take_turns(found: dict[str, Any]) -> None:
     turn = [("ours", "alone"), ("mlx_lm", "alone"), ("ours", "mixed16")]
-    assert [(row["side"], row["scenario"]) for row in found["rows"]] == turn * BLOCKS
-    rounds = [number for number in range(1, BLOCKS + 1) for _ in turn]
+    assert [(row["side"], row["scenario"]) for row in found["rows"]] == turn * decode.ROUNDS
+    rounds = [number for number in range(1, decode.ROUNDS + 1) for _ in turn]
     assert [row["round"] for row in found["rows"]] == rounds
     assert all(row[RATE] > 0 and row["kv_bytes"] > 0 for row in found["rows"])
     assert all(0 < r["overhead_pct"] < 100 for r in found["rows"] if r["side"] == "ours")
@@ -41,7 +40,7 @@ def test_what_was_said_is_what_the_model_says(found: dict[str, Any], smollm2: Pa
     said = found["said"]
     assert {name: len(answers) for name, answers in said.items()} == {"alone": 1, "mixed16": 3}
     # A first one, steps that are not timed, and blocks with one of these each.
-    steps = 1 + decode.WARM_UP + BLOCKS * (1 + STEPS)
+    steps = 1 + decode.WARM_UP + decode.ROUNDS * (1 + STEPS)
     assert [len(tokens) for tokens in said["alone"]] == [steps]
     assert all(len(tokens) >= steps for tokens in said["mixed16"])
     rows = [dict(row) for row in found["rows"]]
@@ -66,7 +65,7 @@ def test_64_agents_are_fed_on_one_prefix_and_on_copies(
     monkeypatch.setattr(decode_ours, "PREFIX", 128)
     ours = decode_ours.Ours(str(smollm2))
     rows = decode_turns._prefixes(ours, 1)
-    assert [row["scenario"] for row in rows] == ["prefix64", "private64"] * BLOCKS
+    assert [row["scenario"] for row in rows] == ["prefix64", "private64"] * decode.ROUNDS
     assert all(row[RATE] > 0 for row in rows)
     assert 1 <= rows[0]["memory_ratio"] < 1.5
     assert "memory_ratio" not in rows[1]
