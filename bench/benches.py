@@ -35,14 +35,14 @@ BENCHES = {
     "decode": Bench(
         "Many agents decoding together, against mlx-lm on the same weights",
         700,
-        98,
+        102,
         {"repeat": 3, "slow": True},
         {"repeat": 1, "slow": False, "num_steps": 3},
     ),
     "memory": Bench(
         "What KV takes on disk, and how many agents of Gemma 3 12B fit in 10.2 GB of memory",
         180,
-        45,
+        22,
         {"quick": False},
         {"quick": True},
     ),
@@ -56,7 +56,7 @@ BENCHES = {
     "council": Bench(
         "Streams on a River's landmarks: what each takes, and what they cost the River",
         1400,
-        82,
+        80,
         {"quick": False},
         {"quick": True},
     ),
@@ -77,14 +77,14 @@ BENCHES = {
     "compare": Bench(
         "The same work on EdgeCortex and on others, side by side",
         1500,
-        128,
+        140,
         {"quick": False},
         {"quick": True},
     ),
     "roofline": Bench(
         "How near to the machine's own limits reading and decoding come",
         150,
-        70,
+        52,
         {"quick": False},
         {"quick": True},
     ),

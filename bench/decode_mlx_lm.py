@@ -3,7 +3,7 @@
 Its own model, caches and loops, on the same weights in the same dtype and the same BLAS.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator, generation_stream, stream_generate
@@ -30,26 +30,39 @@ class Theirs:
         self.tokenizer.eos_token_ids = set()
         mx.eval(self.model.parameters())
 
-    def agents(self, lengths: list[int]) -> "Alone | Together":
+    def agents(self, lengths: list[int]) -> "Agents":
         """Those with prompts of these lengths, warm."""
         ids = prompts(Tokenizer(self.tokenizer), lengths)
-        if len(ids) == 1:
-            return Alone(self.model, self.tokenizer, ids[0])
-        return Together(self.model, ids)
+        return self._alone(ids[0]) if len(ids) == 1 else self._together(ids)
+
+    def _alone(self, ids: list[int]) -> "Agents":
+        cache = make_prompt_cache(self.model)
+        tokens = stream_generate(
+            self.model, self.tokenizer, ids, max_tokens=MAX_TOKENS, prompt_cache=cache
+        )
+        return Agents(lambda: len([next(tokens)]), lambda: sum(layer.nbytes for layer in cache))
+
+    def _together(self, ids: list[list[int]]) -> "Agents":
+        generator = BatchGenerator(
+            self.model, max_tokens=MAX_TOKENS, completion_batch_size=len(ids)
+        )
+        generator.insert(ids)
+        spoken: set[int] = set()
+        while len(spoken) < len(ids):
+            spoken |= {response.uid for response in generator.next_generated()}
+        return Agents(
+            lambda: len(generator.next_generated()), lambda: generator.prompt_cache_nbytes
+        )
 
 
-class _Agents:
-    """Agents that have all said something."""
+class Agents:
+    """Agents that speak: `step` has each say a token and returns how many did, `nbytes` the bytes
+    of their KV."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: Callable[[], int], nbytes: Callable[[], int]) -> None:
+        self._step, self._nbytes = step, nbytes
         for _ in range(WARM_UP):
-            self._step()
-
-    def _step(self) -> int:
-        raise NotImplementedError
-
-    def _nbytes(self) -> int:
-        raise NotImplementedError
+            step()
 
     def block(self, num_steps: int) -> Row:
         """How fast they decode in so many steps, after one that is not timed: it was computed
@@ -58,37 +71,3 @@ class _Agents:
         tokens_per_s = rate(self._step, num_steps)
         mx.synchronize(generation_stream)
         return {"tokens_per_s": tokens_per_s, "kv_bytes": self._nbytes()}
-
-
-class Alone(_Agents):
-    def __init__(self, model: Any, tokenizer: Any, ids: list[int]) -> None:
-        self._cache = make_prompt_cache(model)
-        self._tokens = stream_generate(
-            model, tokenizer, ids, max_tokens=MAX_TOKENS, prompt_cache=self._cache
-        )
-        super().__init__()
-
-    def _step(self) -> int:
-        next(self._tokens)
-        return 1
-
-    def _nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self._cache)
-
-
-class Together(_Agents):
-    def __init__(self, model: Any, ids: list[list[int]]) -> None:
-        self._generator = BatchGenerator(
-            model, max_tokens=MAX_TOKENS, completion_batch_size=len(ids)
-        )
-        self._generator.insert(ids)
-        spoken: set[int] = set()
-        while len(spoken) < len(ids):
-            spoken |= {response.uid for response in self._generator.next_generated()}
-        super().__init__()
-
-    def _step(self) -> int:
-        return len(self._generator.next_generated())
-
-    def _nbytes(self) -> int:
-        return int(self._generator.prompt_cache_nbytes)

@@ -27,8 +27,7 @@ Progress = Callable[[str], None]
 
 
 def measure(model: str, progress: Progress, quick: bool = False) -> Report:
-    """Measures all three; `quick` stores agents of half as many tokens, and counts those of 8,192
-    tokens only.
+    """Measures all three; `quick` stores agents of half as many tokens, and puts none in memory.
 
     Raises:
         EdgeCortexError: a part failed, or the machine has too little memory free.
@@ -40,7 +39,7 @@ def measure(model: str, progress: Progress, quick: bool = False) -> Report:
         rows: list[Row] = side.run(
             "memory_disk", "disk", makes=made, path=path, folder=made, **stored
         )
-    for tokens in (8192,) if quick else AGENT_TOKENS:
+    for tokens in () if quick else AGENT_TOKENS:
         progress(f"agents of {tokens:,} tokens into {BUDGET / 1e9:.1f} GB of memory")
         rows += agents(tokens, BUDGET, GEMMA3_12B)
     settings = {"model": model, "stored": stored, "budget_bytes": BUDGET, "geometry": GEMMA3_12B}
@@ -81,13 +80,15 @@ def stock_nbytes(
 
 
 def _figures(rows: list[Row]) -> dict[str, float]:
-    def first(what: str, **wanted: object) -> Row:
-        wanted |= {"what": what}
-        return next(row for row in rows if wanted.items() <= row.items())
+    """Those that the rows allow."""
 
-    ours = first("agents in memory", tokens=8192, system=OURS)
-    return {
-        "memory.disk_bits_per_value": first("blocks on disk")["bits_per_value"],
-        "memory.shared_prefix_disk_pct": first("one prefix on disk")["pct_of_separate"],
-        "memory.gemma3_12b_agents_8k": ours["agents"],
+    def first(key: str, **wanted: object) -> float | None:
+        return next((row[key] for row in rows if wanted.items() <= row.items()), None)
+
+    agents = first("agents", what="agents in memory", tokens=8192, system=OURS)
+    figures = {
+        "memory.disk_bits_per_value": first("bits_per_value", what="blocks on disk"),
+        "memory.shared_prefix_disk_pct": first("pct_of_separate", what="one prefix on disk"),
+        "memory.gemma3_12b_agents_8k": agents,
     }
+    return {name: value for name, value in figures.items() if value is not None}

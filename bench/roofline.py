@@ -36,7 +36,7 @@ NUM_EXP = 1 << 24
 SQUARES, LONG_S = (1024, 2048, 4096, 8192), 0.2  # sizes, until a product takes so long
 ROWS = 16
 REPEATS = 1  # of a measurement of the machine, after one to warm up
-ROUNDS = 6  # of everything but what is on disk
+ROUNDS = 5  # of everything but what is on disk
 PROMPT = 64  # tokens of an agent that decodes
 HEADS = ("n_heads", "num_heads", "num_attention_heads", "n_head")  # what models call their number
 FLOPS, BYTES, NUMBERS = "GFLOP/s", "GB/s", "G numbers/s"
@@ -54,12 +54,13 @@ DEFINITIONS = {
 
 
 def measure(model: str, progress: Progress, *, quick: bool = False) -> Report:
-    """Measures the machine and holds the engine against it.
+    """Measures the machine and holds the engine against it; `quick` leaves out restored contexts,
+    which `ttft` holds against their limit too.
 
     Raises:
         EdgeCortexError: a part failed.
     """
-    return roofline(model, [512] if quick else [512, 2048, 4096], progress)
+    return roofline(model, [512] if quick else [512, 2048, 4096], progress, restores=not quick)
 
 
 def roofline(
@@ -68,6 +69,7 @@ def roofline(
     progress: Progress,
     num_steps: int = 4,
     memory_bytes: int = MEMORY_BYTES,
+    restores: bool = True,
 ) -> Report:
     """As `measure`, on contexts of these lengths in tokens, the longest last."""
     path = str(resolve(model))
@@ -89,7 +91,8 @@ def roofline(
     with work_folder() as folder:
         progress("the disk")
         rows += _disk(Path(folder), _kv_nbytes(core, contexts[-1]))
-        rows += _restored(path, folder, contexts, progress)
+        if restores:
+            rows += _restored(path, folder, contexts, progress)
     figures = _figures(rows, contexts)
     rounds = [[row for row in rows if row.get("round") == n] for n in range(1, ROUNDS + 1)]
     settings = {"model": model, "contexts": list(contexts), "definitions": DEFINITIONS}

@@ -112,3 +112,23 @@ def test_too_little_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_budget_for_no_agent_is_an_error() -> None:
     with pytest.raises(EdgeCortexError, match="not even one agent of 1,000 tokens fits"):
         memory_agents.fill(tokens=1000, max_bytes=200_000, geometry=TINY)
+
+
+def test_a_quick_run_puts_no_agents_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = []
+
+    def run(module: str, job: str, makes: str = "", **arguments: Any) -> Any:
+        jobs.append(job)
+        if job == "fill":
+            return {"agents": 37, "agent_bytes": 1}
+        on_disk = {"blocks on disk": "bits_per_value", "one prefix on disk": "pct_of_separate"}
+        return [{"what": what, key: 1.0} for what, key in on_disk.items()]
+
+    monkeypatch.setattr(memory.side, "run", run)
+    monkeypatch.setattr(memory, "resolve", Path)
+    quick = memory.measure("m", lambda line: None, quick=True)["figures"]
+    assert jobs == ["disk"]
+    full = memory.measure("m", lambda line: None)["figures"]
+    assert jobs[1:] == ["disk", *["fill"] * len(memory.AGENT_TOKENS)]
+    assert full == quick | {"memory.gemma3_12b_agents_8k": 37}
+    assert len(quick) == 2
