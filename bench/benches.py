@@ -35,7 +35,7 @@ BENCHES = {
     "decode": Bench(
         "Many agents decoding together, against mlx-lm on the same weights",
         700,
-        102,
+        75,
         {"repeat": 3, "slow": True},
         {"repeat": 1, "slow": False, "num_steps": 3},
     ),
@@ -63,9 +63,9 @@ BENCHES = {
     "synapse": Bench(
         "What a few landmarks are worth, against as many sinks and recent tokens",
         900,
-        28,
+        54,
         {"contexts": 20, "tokens": 4096, "kept": 128, "text": ""},
-        {"contexts": 1, "tokens": 2048, "kept": 128, "text": ""},
+        {"contexts": 2, "tokens": 2048, "kept": 128, "text": ""},
     ),
     "injection": Bench(
         "What an injected thought does, against the same words pasted; and the gate",

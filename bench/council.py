@@ -95,7 +95,8 @@ def measure(
     """Measures memory, then speed, then memory in the published measurements' shape.
 
     Args:
-        quick: fewer Streams and rounds, and nothing in the published shape.
+        quick: fewer Streams, fewer tokens in a round, a shorter River, and nothing in the
+            published shape.
 
     Raises:
         EdgeCortexError: a part failed.

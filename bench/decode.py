@@ -38,8 +38,8 @@ def measure(
 
     Args:
         num_steps: of a block.
-        slow: measure also what takes minutes: what a long prompt does to agents that decode, and
-            mlx-lm's batch of prompts of unequal length.
+        slow: measure also what takes minutes: 64 agents on one prefix and on copies of it, what a
+            long prompt does to agents that decode, and mlx-lm's batch of prompts of unequal length.
 
     Raises:
         EdgeCortexError: it failed, or ours does not say what the model says.

@@ -9,7 +9,7 @@ from edgecortex.bench.decode_ours import Agents, Ours, fed, gap, private, shared
 from edgecortex.bench.report import Row
 from edgecortex.bench.side import serve
 
-MANY = 2  # times fewer steps are timed of 64 agents
+FEWER = 2  # times fewer steps are timed of 64 agents
 Block = Callable[[int], Row]  # of so many steps
 
 
@@ -19,7 +19,7 @@ def turns(path: str, num_steps: int, slow: bool) -> dict[str, Any]:
 
     Args:
         num_steps: of a block.
-        slow: measure all: the gap, and mlx-lm's mixed batch.
+        slow: measure all: 64 agents, the gap, and mlx-lm's mixed batch.
     """
     ours, theirs = Ours(path), Theirs(path)
     speakers: dict[str, Agents] = {}
@@ -30,8 +30,8 @@ def turns(path: str, num_steps: int, slow: bool) -> dict[str, Any]:
         if slow or name != MIXED:
             blocks["mlx_lm", name] = theirs.agents(lengths).block
     rows = in_turns(blocks, num_steps)
-    rows += _prefixes(ours, max(1, num_steps // MANY))
     if slow:
+        rows += _prefixes(ours, num_steps // FEWER)
         rows.append({"side": "ours", "scenario": GAP, "round": 1, **gap(ours.core())})
     return {"rows": rows, "said": {name: agents.said() for name, agents in speakers.items()}}
 

@@ -27,7 +27,7 @@ Progress = Callable[[str], None]
 
 
 def measure(model: str, progress: Progress, quick: bool = False) -> Report:
-    """Measures all three; `quick` stores agents of half as many tokens, and puts none in memory.
+    """Measures all three; with `quick` the first two, on agents of half as many tokens.
 
     Raises:
         EdgeCortexError: a part failed, or the machine has too little memory free.

@@ -10,6 +10,7 @@ from edgecortex.bench.report import Report, Row, median
 from edgecortex.errors import ConfigError, EdgeCortexError
 
 SUFFIXES = (".svg", ".png")
+IN_MEMORY = "agents in memory"  # rows that are drawn of the memory benchmark
 OURS, OURS_TOO, PEER, COLD, FAINT = "#2e86ab", "#3a7d44", "#8c8c8c", "#d1495b", "#c9a227"
 # A label, a colour and a marker for each state that is drawn.
 LINES = {
@@ -43,9 +44,15 @@ def check_plot(path: Path) -> None:
 
 def draw_all(report: Report, folder: Path, stem: str) -> None:
     """Draws a report into a folder in each kind of file, where it can be drawn."""
-    if available() and report["benchmark"] in DRAWINGS:
+    if available() and draws(report):
         for suffix in SUFFIXES:
             draw(report, folder / f"{stem}{suffix}")
+
+
+def draws(report: Report) -> bool:
+    """Whether there is something to draw: a quick run has no agents in memory."""
+    known = report["benchmark"] in DRAWINGS
+    return known and (report["benchmark"] != "memory" or bool(_rows(report, what=IN_MEMORY)))
 
 
 def draw(report: Report, path: Path) -> None:
@@ -112,7 +119,7 @@ def _ends(rounds: Sequence[Sequence[float]]) -> Ends:
 def _memory(report: Report, figure: Any) -> None:
     """Agents that fit, by their length."""
     axes = figure.subplots()
-    rows = _rows(report, what="agents in memory")
+    rows = _rows(report, what=IN_MEMORY)
     sizes = sorted({row["tokens"] for row in rows})
     systems = list(dict.fromkeys(row["system"] for row in rows))
     for place, system in enumerate(systems):

@@ -95,7 +95,8 @@ def roofline(
             rows += _restored(path, folder, contexts, progress)
     figures = _figures(rows, contexts)
     rounds = [[row for row in rows if row.get("round") == n] for n in range(1, ROUNDS + 1)]
-    settings = {"model": model, "contexts": list(contexts), "definitions": DEFINITIONS}
+    told = {name: text for name, text in DEFINITIONS.items() if restores or name != "restored"}
+    settings = {"model": model, "contexts": list(contexts), "definitions": told}
     spreads = spread(figures, [_figures(of_it, contexts) for of_it in rounds])
     return make_report("roofline", settings, figures, rows, spreads)
 

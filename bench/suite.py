@@ -101,7 +101,7 @@ def _roofline(model: str, progress: Say, quick: bool, contexts: list[int] | None
     from edgecortex.bench import roofline
 
     if contexts:
-        return roofline.roofline(model, contexts, progress)
+        return roofline.roofline(model, contexts, progress, restores=not quick)
     return roofline.measure(model, progress, quick=quick)
 
 

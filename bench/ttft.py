@@ -22,7 +22,8 @@ from edgecortex.models.adapter import compute_dtype
 
 NEW_TOKENS = (1, 16)  # the figures are about the first; the others are measured once
 MLX_LM_MOST = 4096  # tokens; it would take minutes beyond
-SAVED_MOST = 4096  # tokens of the context that is stored while agents decode
+SAVED_MOST = 4096  # tokens of the context that is stored while agents decode,
+SAVING_ROUNDS = 5  # with and without, so many times
 LIMIT_FROM = 512  # tokens; `ttft.warm_over_limit` counts sizes from here on
 # Reading a token with the rest of a prompt and reading it alone differ in rounding only. Where
 # a model computes in fp32 that comes to 3e-4 nats, for keys and values are rounded to 16 bits; one
@@ -74,7 +75,7 @@ def measure(
             for tokens in contexts:
                 rounds.measure(tokens, number, f"round {number} of {repeat}")
         saved = max((n for n in contexts if n <= SAVED_MOST), default=contexts[0])
-        savings = rounds.saving(saved, 5)
+        savings = rounds.saving(saved)
     settings = {
         "model": model,
         "contexts": list(contexts),
@@ -158,11 +159,11 @@ class _Rounds:
                 say("page cache dropped")
                 self._warm(tokens, new_tokens, True)
 
-    def saving(self, tokens: int, num_rounds: int) -> list[Row]:
+    def saving(self, tokens: int) -> list[Row]:
         """What storing a context costs agents that decode, round by round."""
         self._progress(f"agents decode while {tokens:,} tokens are stored")
         store = str(self._folder / "saving")
-        about = {"source": self._store(tokens), "tokens": tokens, "num_rounds": num_rounds}
+        about = {"source": self._store(tokens), "tokens": tokens, "num_rounds": SAVING_ROUNDS}
         found = self._ours("saving", makes=store, store=store, **about)
         return [{"what": "saving", "tokens": tokens, **row} for row in found]
 

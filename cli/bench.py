@@ -85,8 +85,9 @@ def decode(
 ) -> None:
     """Many agents decoding together, against mlx-lm on the same weights.
 
-    With --quick two slow ones are left out: agents that decode while another one
-    reads a prompt, and mlx-lm's batch of prompts of unequal length.
+    Both sides are in one process, so the model is in memory twice. With --quick
+    three slow ones are left out: 64 agents on one prefix, agents that decode while
+    another one reads a prompt, and mlx-lm's batch of prompts of unequal length.
     """
     _measure("decode", model, device, quick, again, out, as_json, repeat=repeat)
 

@@ -21,8 +21,8 @@ def _passages(bench: str) -> Any:
     return typer.Option("--passages", min=2, help=text, show_default=False)
 
 
-def _repeat(default: str) -> Any:
-    text = f"Rounds of all sides. {default}"
+def _repeat(default: str, of: str = "Rounds of all sides") -> Any:
+    text = f"{of}. {default}"
     return typer.Option("--repeat", min=1, help=text, show_default=False)
 
 
@@ -39,7 +39,9 @@ Agents = Annotated[
     typer.Option("--agents", help="Numbers of side agents, such as 16,100.", show_default=False),
 ]
 TtftRepeat = Annotated[int | None, _repeat(_default("ttft", "repeat"))]
-DecodeRepeat = Annotated[int | None, _repeat(_default("decode", "repeat"))]
+DecodeRepeat = Annotated[
+    int | None, _repeat(_default("decode", "repeat"), "Processes, of several rounds each")
+]
 WorkflowRepeat = Annotated[int | None, _repeat(_default("workflow", "repeat"))]
 CompareRepeat = Annotated[
     int | None,

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from edgecortex.bench import decode, decode_ours, decode_turns
+from edgecortex.bench.decode_mlx_lm import Agents, Theirs
 from edgecortex.errors import EdgeCortexError
 
-LENGTHS = {"alone": [70], "mixed16": [20, 5, 90]}
+LENGTHS = {"alone": [70], "equal16": [6, 6], "mixed16": [20, 5, 90]}
 STEPS = 2  # of a block
 RATE = "tokens_per_s"
 
@@ -18,7 +20,6 @@ def found(smollm2: Path) -> dict[str, Any]:
     """What a process finds, the slow part left out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode_turns, "SCENARIOS", LENGTHS)
-        patch.setattr(decode_turns, "_prefixes", lambda ours, num_steps: [])
         return decode_turns.turns(str(smollm2), STEPS, slow=False)
 
 
@@ -28,7 +29,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sides_take_turns(found: dict[str, Any]) -> None:
-    turn = [("ours", "alone"), ("mlx_lm", "alone"), ("ours", "mixed16")]
+    turn = [(side, name) for name in ("alone", "equal16") for side in ("ours", "mlx_lm")]
+    turn.append(("ours", "mixed16"))
     assert [(row["side"], row["scenario"]) for row in found["rows"]] == turn * decode.ROUNDS
     rounds = [number for number in range(1, decode.ROUNDS + 1) for _ in turn]
     assert [row["round"] for row in found["rows"]] == rounds
@@ -38,7 +40,11 @@ def test_sides_take_turns(found: dict[str, Any]) -> None:
 
 def test_what_was_said_is_what_the_model_says(found: dict[str, Any], smollm2: Path) -> None:
     said = found["said"]
-    assert {name: len(answers) for name, answers in said.items()} == {"alone": 1, "mixed16": 3}
+    assert {name: len(answers) for name, answers in said.items()} == {
+        "alone": 1,
+        "equal16": 2,
+        "mixed16": 3,
+    }
     # A first one, steps that are not timed, and blocks with one of these each.
     steps = 1 + decode.WARM_UP + decode.ROUNDS * (1 + STEPS)
     assert [len(tokens) for tokens in said["alone"]] == [steps]
@@ -69,3 +75,29 @@ def test_64_agents_are_fed_on_one_prefix_and_on_copies(
     assert all(row[RATE] > 0 for row in rows)
     assert 1 <= rows[0]["memory_ratio"] < 1.5
     assert "memory_ratio" not in rows[1]
+
+
+def test_mlx_lm_times_the_steps_that_it_computes() -> None:
+    """What it says first was computed before its turn."""
+    steps = []
+    agents = Agents(lambda: len(steps.append("step") or ["token"]), lambda: 7)  # type: ignore
+    assert len(steps) == decode.WARM_UP
+    row = agents.block(STEPS)
+    assert len(steps) == decode.WARM_UP + 2 + STEPS
+    assert (row["kv_bytes"], row[RATE] > 0) == (7, True)
+
+
+def test_mlx_lms_stream_is_not_left_to_others(smollm2: Path) -> None:
+    before = mx.default_stream(mx.default_device())
+    agents = Theirs(str(smollm2)).agents([5])
+    agents.block(1)
+    assert mx.default_stream(mx.default_device()) == before
+
+
+def test_a_gap_is_measured_beside_a_prompt(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_ours, "GAP_STEPS", 3)
+    monkeypatch.setattr(decode_ours, "LATE", 300)
+    row = decode_ours.gap(decode_ours.Ours(str(smollm2)).core())
+    ratios = [row[f"beside_{q}_s"] / row[f"without_{q}_s"] for q in ("median", "p95")]
+    assert row["ratio"] == max(ratios)
+    assert row["prefill_s"] > row["beside_median_s"]

@@ -67,6 +67,14 @@ def test_pictures_of_all_kinds(folder: Path) -> None:
     assert "no pictures" not in page
 
 
+def test_no_picture_is_made_of_nothing(tmp_path: Path) -> None:
+    """A quick run has no agents in memory."""
+    pytest.importorskip("matplotlib")
+    plot.draw_all(made("memory", rows=ROWS["memory"][:1]), tmp_path, "quick")
+    plot.draw_all(made("memory"), tmp_path, "full")
+    assert {path.name for path in tmp_path.iterdir()} == {"full.svg", "full.png"}
+
+
 def test_times_of_llama_cpp_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     llama = {"what": "ttft", "state": "llama_cpp", "tokens": 512, "new_tokens": 1, "ttft_s": 0.5}

@@ -173,7 +173,7 @@ def test_ttft_has_a_spread_over_its_rounds(monkeypatch: pytest.MonkeyPatch) -> N
             for state, seconds in (("cold", 8.0), ("mlx_lm", 8.0 * number)):
                 self._note(state, tokens, 1, {"ttft_s": seconds})
 
-        def saving(self, tokens: int, num_rounds: int) -> list[dict[str, Any]]:
+        def saving(self, tokens: int) -> list[dict[str, Any]]:
             return [{"what": "saving", "slowdown_pct": 3.0 * number} for number in (1, 3, 2)]
 
     monkeypatch.setattr(ttft, "resolve", Path)

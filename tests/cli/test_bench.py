@@ -123,7 +123,7 @@ def test_the_time_that_is_left_is_told_on_a_terminal(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     assert "about 20 min left" in cli("bench", "ttft").err
-    assert "about 1 min left" in cli("bench", "ttft", "--quick").err
+    assert "about 2 min left" in cli("bench", "ttft", "--quick").err
     other = cli("bench", "ttft", "--contexts", "64").err
     assert "measuring" in other
     assert "min left" not in other
@@ -169,8 +169,8 @@ def test_sizes_of_benchmarks_that_have_a_plan(
     gguf = tmp_path / "a.gguf"
     gguf.write_text("")
 
-    def scripted(name: str, *args: Any, **_: Any) -> dict[str, Any]:
-        asked.append(args)
+    def scripted(name: str, *args: Any, **more: Any) -> dict[str, Any]:
+        asked.append((*args, more) if more else args)
         return made(name)
 
     def council_measure(model: str, progress: Any, *, plan: council.Plan) -> dict[str, Any]:
@@ -185,15 +185,17 @@ def test_sizes_of_benchmarks_that_have_a_plan(
         f"compare --quick --contexts 64 --repeat 2 --gguf {gguf}",
         "compare",
         "roofline --contexts 64,128",
+        "roofline --contexts 64 --quick",
     ):
         assert cli("bench", *line.split()).code == 0
-    (plan,), (quick,), mine, full, sizes = asked
+    (plan,), (quick,), mine, full, sizes, few = asked
     assert (plan.resident, plan.busy, plan.rounds) == ((4, 100), (4, 100), council.Plan().rounds)
     assert quick == council.QUICK
     assert (mine[1].contexts, mine[1].rounds, mine[3]) == ([64], 2, gguf)
     assert mine[1].agents == compare.QUICK.agents
     assert (full[1], full[3]) == (compare.FULL, None)
-    assert sizes[1] == [64, 128]
+    assert (sizes[1], sizes[-1]) == ([64, 128], {"restores": True})
+    assert (few[1], few[-1]) == ([64], {"restores": False})
     refused = cli("bench", "council", "--agents", "some")
     assert (refused.code, "--agents must be numbers" in refused.err) == (2, True)
     refused = cli("bench", "compare", "--gguf", str(tmp_path / "no.gguf"))
@@ -201,7 +203,7 @@ def test_sizes_of_benchmarks_that_have_a_plan(
 
 
 @pytest.mark.parametrize(
-    ("options", "num_lengths", "stored"), [((), 4, "4,096"), (("--quick",), 1, "2,048")]
+    ("options", "num_lengths", "stored"), [((), 4, "4,096"), (("--quick",), 0, "2,048")]
 )
 def test_memory(
     cli: Cli,
@@ -213,7 +215,7 @@ def test_memory(
     """With the processes that measure scripted."""
     monkeypatch.setattr(memory.side, "run", _memory_job)
     result = cli("bench", "memory", *options)
-    assert "memory.gemma3_12b_agents_8k  30" in result.out
+    assert ("memory.gemma3_12b_agents_8k  30" in result.out) == (num_lengths > 0)
     assert "memory.shared_prefix_disk_pct  51" in result.out
     assert "memory.disk_bits_per_value  4.6" in result.out
     assert result.out.count("mlx-lm fp16") == num_lengths
