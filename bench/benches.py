@@ -77,7 +77,7 @@ BENCHES = {
     "compare": Bench(
         "The same work on EdgeCortex and on others, side by side",
         1500,
-        140,
+        95,
         {"quick": False},
         {"quick": True},
     ),

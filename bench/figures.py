@@ -11,14 +11,13 @@ _HOMES = {"gate": "injection"}  # figures that another benchmark gives
 @dataclass(frozen=True)
 class Figure:
     """`unit` is empty for a plain ratio; `better` is MORE or LESS; `target` None: it is shown,
-    and held against nothing. One that is `only_quick` a full run does not give."""
+    and held against nothing."""
 
     meaning: str
     better: str
     target: float | None = None
     against: str = ""
     unit: str = ""
-    only_quick: bool = False
 
     @property
     def goal(self) -> str:
@@ -265,7 +264,6 @@ FIGURES |= {
         better,
         1,
         f"{_PEERS[peer]}: 1",
-        only_quick=name == "mixed4",
     )
     for name, (meaning, better, peers) in _COMPARED.items()
     for peer in peers

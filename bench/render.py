@@ -317,14 +317,9 @@ def _missing(reports: Mapping[str, Report]) -> list[str]:
     """Figures that no report gives, with the commands that do, if peers are installed."""
     given = {name for report in reports.values() for name in report["figures"]}
     missing = {
-        kind: [f"`{name}`" for name in figures_of(kind) if name not in given and not _small(name)]
-        for kind in BENCHES
+        kind: [f"`{name}`" for name in figures_of(kind) if name not in given] for kind in BENCHES
     }
     return [f"{', '.join(names)} ({_command(kind)})" for kind, names in missing.items() if names]
-
-
-def _small(name: str) -> bool:
-    return name in FIGURES and FIGURES[name].only_quick
 
 
 def _command(benchmark: str, quick: bool = False) -> str:

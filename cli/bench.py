@@ -207,7 +207,7 @@ def compare(
     """The same work on EdgeCortex, mlx-lm and llama.cpp, side by side.
 
     llama.cpp takes part with --gguf, where llama-cpp-python is installed.
-    Contexts have 512, 2,048 and 4,096 tokens, with --quick 256.
+    Contexts have 512, 2,048 and 4,096 tokens, with --quick 256, and no agents decode.
     """
     given = {"contexts": counts(contexts, "--contexts"), "rounds": repeat, "gguf": gguf}
     _measure("compare", model, device, quick, again, out, as_json, **given)

@@ -43,10 +43,7 @@ DecodeRepeat = Annotated[
     int | None, _repeat(_default("decode", "repeat"), "Processes, of several rounds each")
 ]
 WorkflowRepeat = Annotated[int | None, _repeat(_default("workflow", "repeat"))]
-CompareRepeat = Annotated[
-    int | None,
-    _repeat("Default: 3, of which with --quick only the first has agents that decode."),
-]
+CompareRepeat = Annotated[int | None, _repeat("Default: 3, with --quick too.")]
 Gguf = Annotated[
     Path | None,
     typer.Option(

@@ -7,6 +7,7 @@ said otherwise is judged anew.
 import copy
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,20 @@ def test_figures(report: dict[str, Any]) -> None:
     }
     (cold,) = rows(report, "ratio", metric="ttft_cold", over="mlx-lm")
     assert report["figures"]["compare.ttft_cold_over_mlx_lm"] == cold["ratio"]
+
+
+def test_a_quick_one_has_no_agents_that_decode(
+    smollm2: Path, report: dict[str, Any], known: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And times those sides only whose times are figures."""
+    monkeypatch.setattr(side, "run", Recorder(known, untouched))
+    quick = compare.compare(str(smollm2), replace(WORK, agents={}, quick=True), lambda line: None)
+    kinds = {row["what"] for row in quick["rows"]}
+    assert kinds == {"ratio", "kv", "cold", "restored", "kl", "answers"}
+    assert {row["side"] for row in rows(quick, "cold")} == {"ours", "mlx-lm"}
+    assert {row["side"] for row in rows(quick, "kv")} == set(SIDES)
+    missing = {f"compare.{name}_over_mlx_lm" for name in WORK.agents}
+    assert set(report["figures"]) - set(quick["figures"]) == missing
 
 
 # That a wrong side is found, and does not win.

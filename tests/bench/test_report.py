@@ -54,7 +54,7 @@ def emitted() -> set[str]:
         for path in modules
         for name in re.findall(rf'"((?:{kinds})\.\w+)"', path.read_text("utf-8"))
     }
-    scenarios = {*compare.FULL.agents, *compare.QUICK.agents}
+    scenarios = compare.FULL.agents
     found |= {
         f"compare.{name}_over_{compare._slug(peer)}"
         for metric, *_, peers in compare.METRICS
