@@ -34,7 +34,7 @@ BENCHES = {
     ),
     "decode": Bench(
         "Many agents decoding together, against mlx-lm on the same weights",
-        700,
+        1260,
         75,
         {"repeat": 3, "slow": True},
         {"repeat": 1, "slow": False, "num_steps": 3},

@@ -39,7 +39,7 @@ SMALL = council.Plan(
     said=(2, 6),
     busy=(0, 2),
     rounds=2,
-    phase_tokens=6,
+    phase_tokens=24,
     thought_tokens=4,
     published=(2,),
 )
