@@ -225,18 +225,23 @@ def _stands_for(runner: ModelRunner, segment: KVSegment, ids: list[int]) -> Gap:
 
 
 def _moved() -> Gap:
-    """Keys turned by 40 positions against those of tokens that were read there."""
+    """Keys turned by 40 positions, and back, against those of tokens that were read there."""
     runner = _runner(tiny.make("llama"), "fp")
     here, there = runner.pool.open(), runner.pool.open()
     there.base = 40
     runner.run([(here, IDS[:70]), (there, IDS[:70])])
-    got, want = gather(runner, here, 0, turn_by=40), gather(runner, there, 0)
+    return worst(*_turned(runner, here, there, 40), *_turned(runner, there, here, -40))
+
+
+def _turned(runner: ModelRunner, source: Context, target: Context, by: int) -> list[Gap]:
+    got, want = gather(runner, source, 0, turn_by=by), gather(runner, target, 0)
     gaps = []
     for mine, other in zip(got.layers, want.layers, strict=True):
         keys = plain.numbers(other.k[0])
         # Fast sines of some GPUs have about eight good bits; a position is tenths.
-        gaps.append(plain.gap(mine.k[0], keys, 2**-8 * float(np.abs(keys).max()), "keys"))
-    return worst(*gaps)
+        most = 2**-8 * float(np.abs(keys).max())
+        gaps.append(plain.gap(mine.k[0], keys, most, f"keys, by {by}"))
+    return gaps
 
 
 def _heavy() -> Gap:

@@ -93,15 +93,20 @@ class LoadedModel:
 
     def turned(self, layer: int, x: mx.array, by: int | mx.array) -> mx.array:
         """A layer's keys or queries (n_heads, L, head_dim) as they would be `by` positions further
-        on, each by its own if it is (L,), if the rotary embedding can be applied twice.
+        on, if the rotary embedding can be applied twice: each by its own if it is (L,), of numbers
+        that are not negative, or all by one integer.
 
         Raises:
             AttributeError: the layer has none of the usual kind.
         """
         rows = x.swapaxes(0, 1)[:, :, None]
-        rope = self.model.layers[layer].self_attn.rope
-        by = mx.broadcast_to(mx.array(by, mx.int32), (rows.shape[0],))
-        turned: mx.array = rope(rows, offset=by)
+        rope: Callable[..., mx.array] = self.model.layers[layer].self_attn.rope
+        back = isinstance(by, int) and by < 0
+        steps = mx.broadcast_to(mx.array(-by if back else by, mx.int32), (len(rows),))
+        if back:  # the transpose of a turn: MLX's GPU kernels take no positions below 0
+            turned = mx.vjp(lambda y: rope(y, offset=steps), [rows], [rows])[1][0]
+        else:
+            turned = rope(rows, offset=steps)
         return turned[:, :, 0].swapaxes(0, 1)
 
     def reference(self, token_ids: Sequence[int]) -> mx.array:
