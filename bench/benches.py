@@ -83,8 +83,8 @@ BENCHES = {
     ),
     "roofline": Bench(
         "How near to the machine's own limits reading and decoding come",
-        150,
-        52,
+        400,
+        75,
         {"quick": False},
         {"quick": True},
     ),
